@@ -1,0 +1,211 @@
+"""Every exception the rooms of this house raise on purpose; a class's docstring is its message.
+
+    DashgateError
+    ├── CallerError             the request is at fault: repeating it unchanged is pointless
+    │   ├── InvalidApiKey            401 InvalidApiKey
+    │   ├── AccessDenied             403 AccessDenied
+    │   ├── ModelNotFound            400 ModelNotFound
+    │   ├── InvalidParameter         400 InvalidParameter
+    │   ├── UnsupportedOperation     400 UnsupportedOperation
+    │   ├── NotFound                 404 NotFound
+    │   ├── MethodNotAllowed         405 MethodNotAllowed
+    │   ├── Gone                     410 Gone
+    │   ├── TooLarge                 413 RequestTooLarge
+    │   ├── UnsupportedMediaType     415 UnsupportedMediaType
+    │   └── UpstreamRefused          the upstream's own verdict on the request, passed on unchanged
+    ├── OperatorError           our accounts or our set-up are at fault
+    │   ├── UpstreamAccountAtFault   503 Dashgate.UpstreamAccount
+    │   ├── NotReady                 E0n, with a hint: the process does not start
+    │   └── CommandRefused           a command cannot do what it was told
+    ├── UpstreamTrouble         a call to the upstream brought no verdict; steps act on the class
+    │   ├── NotSent                  no byte left the house: nothing was taken
+    │   ├── AnswerLost               bytes may have arrived: nobody knows whether it was taken
+    │   └── CouldNotFindOut          a question remained unanswered: ask again later
+    └── PassingTrouble          nobody's fault, or ours; trying later helps
+        ├── StoreAway                503 ServiceUnavailable
+        ├── FileAway                 503 ServiceUnavailable
+        └── InternalTrouble          500 InternalError
+
+`status` and `code` are the answer under /api/v1 (design.md 7); app/api/rendering.py chooses the costume per route.
+Tools in `app/lib` raise their own small exceptions, as any library would.
+"""
+
+from typing import ClassVar, Literal
+
+Retry = Literal["never", "later", "unknown"]
+
+
+class DashgateError(Exception):
+    """Something went wrong."""
+
+    status: int = 500
+    code: str = "InternalError"
+    retry: ClassVar[Retry] = "never"
+    retry_after_seconds: int | None = None
+
+    def __init__(self, message: str | None = None) -> None:
+        self.message = message or (type(self).__doc__ or "").strip().splitlines()[0]
+        super().__init__(self.message)
+
+
+class CallerError(DashgateError):
+    """The request cannot be served as it is."""
+
+    status = 400
+
+
+class InvalidApiKey(CallerError):
+    """Invalid API-key provided."""
+
+    status = 401
+    code = "InvalidApiKey"
+
+
+class AccessDenied(CallerError):
+    """Access denied: this API key may not call this model."""
+
+    status = 403
+    code = "AccessDenied"
+
+
+class ModelNotFound(CallerError):
+    """Model not exist."""
+
+    code = "ModelNotFound"
+
+
+class InvalidParameter(CallerError):
+    """A parameter is invalid."""
+
+    code = "InvalidParameter"
+
+
+class UnsupportedOperation(CallerError):
+    """This operation is not supported."""
+
+    code = "UnsupportedOperation"
+
+
+class NotFound(CallerError):
+    """Nothing is served at this path."""
+
+    status = 404
+    code = "NotFound"
+
+
+class MethodNotAllowed(CallerError):
+    """This path does not take that method."""
+
+    status = 405
+    code = "MethodNotAllowed"
+
+
+class Gone(CallerError):
+    """This file is gone."""
+
+    status = 410
+    code = "Gone"
+
+
+class TooLarge(CallerError):
+    """The request body is larger than this gateway takes."""
+
+    status = 413
+    code = "RequestTooLarge"
+
+
+class UnsupportedMediaType(CallerError):
+    """The body must be application/json, without a content encoding."""
+
+    status = 415
+    code = "UnsupportedMediaType"
+
+
+class UpstreamRefused(CallerError):
+    """The upstream refused the request."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__()
+        self.status = status
+        self.body = body
+
+
+class OperatorError(DashgateError):
+    """The operator must act."""
+
+    status = 503
+
+
+class UpstreamAccountAtFault(OperatorError):
+    """The gateway's upstream account cannot take this call now. The operator has been told."""
+
+    code = "Dashgate.UpstreamAccount"
+
+
+class NotReady(OperatorError):
+    """The process cannot start: a check failed."""
+
+    code = "NotReady"
+
+    def __init__(self, number: str, problem: str, hint: str) -> None:
+        super().__init__(f"{number} {problem}: {hint}")
+
+
+class CommandRefused(OperatorError):
+    """The command cannot do that."""
+
+    code = "CommandRefused"
+
+
+class UpstreamTrouble(DashgateError):
+    """The upstream gave no verdict."""
+
+    status = 503
+
+
+class NotSent(UpstreamTrouble):
+    """The upstream could not be reached; nothing was sent."""
+
+
+class AnswerLost(UpstreamTrouble):
+    """The upstream's answer was lost."""
+
+    def __init__(self, reason: str, *, request_id: str | None = None) -> None:
+        super().__init__(f"The upstream's answer was lost: {reason}")
+        self.reason = reason
+        self.request_id = request_id  # of a JSON 5xx: evidence for a doubtful task
+
+
+class CouldNotFindOut(UpstreamTrouble):
+    """The upstream did not answer the question."""
+
+    def __init__(self, reason: str, *, throttled: bool = False, account_at_fault: bool = False) -> None:
+        super().__init__(f"The upstream did not answer the question: {reason}")
+        self.reason = reason
+        self.throttled = throttled
+        self.account_at_fault = account_at_fault
+
+
+class PassingTrouble(DashgateError):
+    """Try again later."""
+
+    status = 503
+    code = "ServiceUnavailable"
+    retry: ClassVar[Retry] = "later"
+    retry_after_seconds = 2
+
+
+class StoreAway(PassingTrouble):
+    """The gateway cannot reach its database; nothing was sent upstream. Try again later."""
+
+
+class FileAway(PassingTrouble):
+    """The file cannot be read from its storage now. Try again later."""
+
+
+class InternalTrouble(PassingTrouble):
+    """The gateway met an error of its own. It has been recorded."""
+
+    status = 500
+    code = "InternalError"
+    retry: ClassVar[Retry] = "unknown"

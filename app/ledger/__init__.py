@@ -1,0 +1,1 @@
+"""What each team used: lines, sums, reports. Append only. Knows no HTTP and no file."""

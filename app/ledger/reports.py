@@ -1,0 +1,68 @@
+"""Sums for people: what each team used, by month, region, model and unit."""
+
+import re
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from app.errors import InvalidParameter
+from app.ledger import store
+from app.lib.db import reading
+from app.resources import Resources
+
+MONTH_FORM = re.compile(r"(20\d\d)-(0[1-9]|1[0-2])")
+FIRST_MONTH, LAST_MONTH = date(2020, 1, 1), date(2100, 1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class UsageSum:
+    """One line of a report. `quantity` is billed; the two others stand apart until a correction settles them."""
+
+    month: str
+    team: str
+    region: str
+    model: str
+    unit: str
+    tasks: int
+    quantity: Decimal
+    presumed: Decimal
+    uncertain: Decimal
+
+
+async def usage_report(res: Resources, *, team_id: UUID | None, month: str | None) -> list[UsageSum]:
+    """Return sums for one team, or for all when `team_id` is None; for one month `YYYY-MM`, or for all.
+
+    Raises:
+        InvalidParameter: the month is not of that form.
+    """
+    zone = res.settings.billing_zone
+    since, until = month_bounds(month, zone)
+    async with reading(res) as session:
+        if team_id is None:
+            rows = await store.sum_months_all_teams(session, zone=zone.key, since=since, until=until)
+        else:
+            rows = await store.sum_months(session, team_id, zone=zone.key, since=since, until=until)
+    return [UsageSum(**{**row, "month": f"{row['month']:%Y-%m}", "team": row["team"] or "(removed)"}) for row in rows]
+
+
+def month_bounds(month: str | None, zone: ZoneInfo) -> tuple[datetime, datetime]:
+    """Return the first instant of a billing month and of the next; of all time when `month` is None.
+
+    >>> since, until = month_bounds("2026-12", ZoneInfo("Asia/Shanghai"))
+    >>> since.isoformat(), until.isoformat()
+    ('2026-12-01T00:00:00+08:00', '2027-01-01T00:00:00+08:00')
+    """
+    if month is None:
+        return _midnight(FIRST_MONTH, zone), _midnight(LAST_MONTH, zone)
+    found = MONTH_FORM.fullmatch(month)
+    if found is None:
+        raise InvalidParameter("month must be of the form YYYY-MM.")
+    first = date(int(found[1]), int(found[2]), 1)
+    following = date(first.year + first.month // 12, first.month % 12 + 1, 1)
+    return _midnight(first, zone), _midnight(following, zone)
+
+
+def _midnight(day: date, zone: ZoneInfo) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=zone)

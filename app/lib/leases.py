@@ -1,0 +1,161 @@
+"""Due work in Postgres: enqueue, claim, write back, finish. The narrow table `work` and nothing else.
+
+A row is work that is due at some time. Claiming it grants a lease: an id, an end, and the next epoch. While a lease
+runs, `due_at` stands at its end, so a dead holder's work becomes due again by itself: that is the whole rescue.
+Every write-back names (kind, key, epoch); when it changes no row, somebody else holds the work now, and the caller
+may still record facts but must not reschedule. Knows no kind of work and none of our nouns.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import RowMapping, text
+
+from app.lib.db import Session
+from app.lib.ids import new_id
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A claim on one row of work. `ends_monotonic` is when we must stop acting, by this process's own clock."""
+
+    kind: str
+    key: str
+    epoch: int
+    attempts: int
+    account_id: UUID | None
+    team_id: UUID | None
+    deadline_at: datetime | None
+    ends_monotonic: float
+
+
+_ENQUEUE = text("""
+    INSERT INTO work (kind, key, account_id, team_id, due_at, deadline_at, priority)
+    VALUES (:kind, :key, :account_id, :team_id,
+            coalesce(cast(:due_at AS timestamptz), cast(:now AS timestamptz), now()), :deadline_at, :priority)
+    ON CONFLICT (kind, key) DO NOTHING
+""")
+
+_CLAIM = text("""
+    WITH due AS (
+        SELECT kind, key FROM work
+        WHERE kind = :kind AND due_at <= coalesce(cast(:now AS timestamptz), now())
+        ORDER BY priority DESC, due_at
+        LIMIT :limit
+        FOR UPDATE SKIP LOCKED
+    )
+    UPDATE work SET
+        lease_id = :lease_id,
+        lease_until = coalesce(cast(:now AS timestamptz), now()) + make_interval(secs => :seconds),
+        due_at = coalesce(cast(:now AS timestamptz), now()) + make_interval(secs => :seconds),
+        epoch = work.epoch + 1,
+        attempts = work.attempts + 1
+    FROM due WHERE work.kind = due.kind AND work.key = due.key
+    RETURNING work.kind, work.key, work.epoch, work.attempts, work.account_id, work.team_id, work.deadline_at
+""")
+
+_RENEW = text("""
+    UPDATE work SET
+        lease_until = coalesce(cast(:now AS timestamptz), now()) + make_interval(secs => :seconds),
+        due_at = coalesce(cast(:now AS timestamptz), now()) + make_interval(secs => :seconds)
+    WHERE kind = :kind AND key = :key AND epoch = :epoch
+""")
+
+_SNOOZE = text("""
+    UPDATE work SET lease_id = NULL, lease_until = NULL, attempts = :attempts,
+        due_at = coalesce(cast(:now AS timestamptz), now()) + make_interval(secs => :seconds)
+    WHERE kind = :kind AND key = :key AND epoch = :epoch
+""")
+
+_FINISH = text("DELETE FROM work WHERE kind = :kind AND key = :key AND epoch = :epoch")
+
+
+async def enqueue(
+    session: Session,
+    kind: str,
+    *,
+    key: str,
+    due_at: datetime | None = None,
+    deadline_at: datetime | None = None,
+    account_id: UUID | None = None,
+    team_id: UUID | None = None,
+    priority: int = 0,
+    now: datetime | None = None,
+) -> None:
+    """Add a row of work, due now unless told; a row that is there already stays as it is."""
+    await session.execute(
+        _ENQUEUE,
+        {
+            "kind": kind,
+            "key": key,
+            "due_at": due_at,
+            "deadline_at": deadline_at,
+            "account_id": account_id,
+            "team_id": team_id,
+            "priority": priority,
+            "now": now,
+        },
+    )
+
+
+async def claim(
+    session: Session, kind: str, *, limit: int, lease_seconds: float, monotonic: float, now: datetime | None = None
+) -> list[Lease]:
+    """Lease up to `limit` due rows of one kind, most urgent first. Commit at once: the lease is the lock.
+
+    `monotonic` is read before the call, so our own idea of the end is never later than the database's.
+    """
+    rows = await session.execute(
+        _CLAIM, {"kind": kind, "limit": limit, "lease_id": new_id(), "seconds": float(lease_seconds), "now": now}
+    )
+    return [lease_from(row, ends_monotonic=monotonic + lease_seconds) for row in rows.mappings()]
+
+
+async def renew(session: Session, lease: Lease, *, lease_seconds: float, now: datetime | None = None) -> bool:
+    """Lengthen a lease; False: it is not ours any more."""
+    done = await session.execute(_RENEW, {**_named(lease), "seconds": float(lease_seconds), "now": now})
+    return done.rowcount == 1
+
+
+def lengthened(lease: Lease, *, ends_monotonic: float) -> Lease:
+    """Return a renewed lease as its holder knows it."""
+    return replace(lease, ends_monotonic=ends_monotonic)
+
+
+async def snooze(
+    session: Session, lease: Lease, *, seconds: float, failed: bool = True, now: datetime | None = None
+) -> bool:
+    """Hand work back, due again in so many seconds; False: it is not ours any more.
+
+    `failed=False` is "not yet": a normal outcome, which starts the count of attempts anew.
+    """
+    attempts = lease.attempts if failed else 0
+    done = await session.execute(
+        _SNOOZE, {**_named(lease), "seconds": float(seconds), "attempts": attempts, "now": now}
+    )
+    return done.rowcount == 1
+
+
+async def finish(session: Session, lease: Lease) -> bool:
+    """Delete finished work; False: it is not ours any more."""
+    done = await session.execute(_FINISH, _named(lease))
+    return done.rowcount == 1
+
+
+def lease_from(row: RowMapping, *, ends_monotonic: float) -> Lease:
+    """Build a lease from a claim's row, for claims that are part of a larger statement."""
+    return Lease(
+        kind=row["kind"],
+        key=row["key"],
+        epoch=row["epoch"],
+        attempts=row["attempts"],
+        account_id=row["account_id"],
+        team_id=row["team_id"],
+        deadline_at=row["deadline_at"],
+        ends_monotonic=ends_monotonic,
+    )
+
+
+def _named(lease: Lease) -> dict[str, object]:
+    return {"kind": lease.kind, "key": lease.key, "epoch": lease.epoch}

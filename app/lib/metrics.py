@@ -1,0 +1,34 @@
+"""Every metric there is. One that is not declared here does not exist; labels are few and bounded."""
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
+
+REQUESTS = Counter("dashgate_requests_total", "Requests answered, by route template and status.", ["route", "status"])
+REQUEST_SECONDS = Histogram(
+    "dashgate_request_seconds",
+    "Time to answer, by route template.",
+    ["route"],
+    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+UPSTREAM_CALLS = Counter(
+    "dashgate_upstream_calls_total",
+    "Calls to the upstream, by operation and what came of them.",
+    ["operation", "outcome"],
+)
+TASKS_FINISHED = Counter("dashgate_tasks_finished_total", "Tasks that ended, by final state.", ["state"])
+TASKS_RESCUED = Counter("dashgate_tasks_rescued_total", "Marked tasks whose sender died; they became doubtful.")
+LEASES_LOST = Counter(
+    "dashgate_leases_lost_total", "Write-backs that found their lease gone, by kind of work.", ["kind"]
+)
+ASSETS_STORED = Counter("dashgate_assets_stored_total", "Files copied to a destination and verified.")
+ASSET_BYTES = Counter("dashgate_asset_bytes_total", "Bytes copied to destinations.")
+ASSETS_FAILED = Counter("dashgate_asset_failures_total", "Copies that failed, by fixed reason.", ["reason"])
+
+# Read from Postgres when /metrics is asked, so that any process tells the same.
+TASKS_OPEN = Gauge("dashgate_tasks_open", "Tasks that have not ended, by state.", ["state"])
+WORK_DUE = Gauge("dashgate_work_due", "Rows of work that are due, by kind.", ["kind"])
+WORK_OLDEST_SECONDS = Gauge("dashgate_work_oldest_seconds", "Age of the oldest due work, by kind.", ["kind"])
+
+
+def exposition() -> bytes:
+    """Return all metrics in Prometheus' text format."""
+    return generate_latest(REGISTRY)

@@ -1,0 +1,127 @@
+"""The web process: which routes there are on which surface, what surrounds them, how it starts and stops."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Sequence
+from typing import Literal
+
+import structlog
+import uvicorn
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from app.api import admin, assets, ops, services, tasks, usage
+from app.api.edge import Edge
+from app.api.rendering import error_response
+from app.errors import DashgateError, InvalidParameter, MethodNotAllowed, NotFound
+from app.resources import Resources
+
+log = structlog.get_logger()
+
+Surface = Literal["teams", "operators"]
+
+TEAMS: Sequence[APIRouter] = (services.router, tasks.router, assets.router, usage.router, ops.public)
+OPERATORS: Sequence[APIRouter] = (ops.operators, ops.public, admin.router)
+KEEP_ALIVE_SECONDS = 15
+STOP_SECONDS = 20  # open answers may end; files being read are cut off after this
+BACKLOG = 1024
+
+
+def create_app(surface: Surface, res: Resources) -> ASGIApp:
+    """Assemble one surface. Its documents are off: what is served is in docs/."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.resources = res
+    for router in TEAMS if surface == "teams" else OPERATORS:
+        app.include_router(router)
+    app.add_exception_handler(HTTPException, _unrouted)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_middleware(Edge)
+    return app
+
+
+async def serve(res: Resources, *, teams: str | None, operators: str | None, stop: asyncio.Event | None = None) -> None:
+    """Serve one or both surfaces, each at its HOST:PORT, until `stop` is set or a signal comes.
+
+    Raises:
+        OSError: an address is taken.
+    """
+    surfaces: list[tuple[Surface, str]] = []
+    if teams:
+        surfaces.append(("teams", teams))
+    if operators:
+        surfaces.append(("operators", operators))
+    stop = stop or _stop_on_signals()
+    sockets = [listen(address) for _, address in surfaces]
+    servers = [_Server(_config(create_app(surface, res))) for surface, _ in surfaces]
+    async with asyncio.TaskGroup() as group:
+        running = [
+            group.create_task(server.serve(sockets=[listening]))
+            for server, listening in zip(servers, sockets, strict=True)
+        ]
+        log.info("serve.started", **dict(surfaces))
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({stopped, *running}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        for server in servers:
+            server.should_exit = True
+    late = await res.calls.drain(res.settings.call_timeout_seconds)
+    log.info("serve.stopped", unfinished_calls=late)
+
+
+def listen(address: str) -> socket.socket:
+    """Open a listening socket at HOST:PORT; port 0 takes a free one. Without Nagle's delay: answers are small."""
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.create_server((host.strip("[]"), int(port)), family=family, backlog=BACKLOG)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: we stop both surfaces together."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]  # uvicorn's own is untyped here
+        yield
+
+
+def _config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        lifespan="off",
+        server_header=False,
+        date_header=True,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def _unrouted(request: Request, error: Exception) -> Response:
+    """Unknown path or method, in the costume of the route."""
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    named: DashgateError = MethodNotAllowed() if status == 405 else NotFound()
+    response = error_response(request, named)
+    if isinstance(error, HTTPException) and error.headers and "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response
+
+
+def _malformed(request: Request, _: Exception) -> Response:
+    """A query parameter of the wrong form; its value is not echoed."""
+    return error_response(request, InvalidParameter("A parameter is malformed."))

@@ -1,0 +1,36 @@
+"""Every table, constraint and index, one file per noun. Knows no query: those live in each room's `store.py`.
+
+Import this package, not its modules, so that `Base.metadata` is whole.
+"""
+
+from app.models.accounts import Account, AccountKey, AccountModel
+from app.models.assets import Asset
+from app.models.base import Base
+from app.models.destinations import Destination, Place
+from app.models.installation import Installation
+from app.models.ledger import LedgerEntry, UsageDaily
+from app.models.tasks import Task, TaskBody, TaskEvent, UpstreamOrphan
+from app.models.teams import ApiKey, Team
+from app.models.webhooks import WebhookEvent
+from app.models.work import Work
+
+__all__ = [
+    "Account",
+    "AccountKey",
+    "AccountModel",
+    "ApiKey",
+    "Asset",
+    "Base",
+    "Destination",
+    "Installation",
+    "LedgerEntry",
+    "Place",
+    "Task",
+    "TaskBody",
+    "TaskEvent",
+    "Team",
+    "UpstreamOrphan",
+    "UsageDaily",
+    "WebhookEvent",
+    "Work",
+]

@@ -1,0 +1,68 @@
+"""The tables `accounts`, `account_keys` and `account_models`: where calls may go, and how fast."""
+
+from datetime import datetime
+from decimal import Decimal
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import Base, Id, Patterns, Sealed
+
+
+class Account(Base):
+    """One base URL with its keys in one region. Written by the operator's commands; `paused_until` also by submit."""
+
+    __tablename__ = "accounts"
+    __table_args__ = (Index("ix_accounts_main_account_region", "main_account", "region"),)
+
+    id: Mapped[Id]
+    name: Mapped[str] = mapped_column(unique=True)
+    region: Mapped[str]
+    main_account: Mapped[str]  # what the upstream counts limits by; its owner polls
+    base_url: Mapped[str]  # native base, ends in /api/v1; never derived from the region
+    workspace: Mapped[str | None]
+    exclusive: Mapped[bool] = mapped_column(server_default=text("false"))  # nobody else uses this main account
+    file_hosts: Mapped[Patterns] = mapped_column(server_default=text("'{}'"))  # HOST:PORT beside the known pattern
+    paused_until: Mapped[datetime | None]  # a breaker: set by submit when the account is at fault, read by routing
+    paused_reason: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+
+
+class AccountKey(Base):
+    """An upstream key, encrypted. An account may have several while one replaces another."""
+
+    __tablename__ = "account_keys"
+
+    id: Mapped[Id]
+    account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"), index=True)
+    secret: Mapped[Sealed]
+    upstream_key_id: Mapped[str | None]  # the list's `api_key_id`, once learned
+    bad_until: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+
+
+class AccountModel(Base):
+    """The limits and the pace of one model on one main account in one region.
+
+    Its row lock is where room is counted: whoever marks a task `submitting` holds it. Limits come from the catalogue
+    when the row is made, later from `account limit`.
+    """
+
+    __tablename__ = "account_models"
+    __table_args__ = (
+        CheckConstraint("rps > 0 AND running > 0 AND buffer >= 0", name="limits_positive"),
+        # updated with every create: keep its page to itself
+        {"postgresql_with": {"fillfactor": "50"}},
+    )
+
+    main_account: Mapped[str] = mapped_column(primary_key=True)
+    region: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    rps: Mapped[Decimal]  # creates a second
+    running: Mapped[int]  # tasks the upstream works on at once
+    buffer: Mapped[int]  # tasks kept waiting upstream beyond that, so that its slots never idle
+    next_submit_at: Mapped[datetime | None]  # the pace: the next create leaves no earlier; moved by accept and dispatch
+    paused_until: Mapped[datetime | None]  # after a lost answer, 5 s, so that send windows do not overlap
+    backoff: Mapped[int] = mapped_column(server_default="0")  # refusals (429) in a row; the pace slows with it
+    learned_seconds: Mapped[float | None]  # a moving average from receipt to finish; written with each success

@@ -1,0 +1,22 @@
+"""Facts about the installation as a whole: its secret key's fingerprint, its server's version."""
+
+from sqlalchemy import select, text
+from sqlalchemy.dialects.postgresql import insert
+
+from app.lib.db import Session
+from app.models.installation import Installation
+
+FINGERPRINT = "secret_key_fingerprint"
+
+
+async def keep_fingerprint(session: Session, fingerprint: str) -> str:
+    """Return the fingerprint this database knows; the first process to ask writes its own."""
+    await session.execute(
+        insert(Installation).values(name=FINGERPRINT, value=fingerprint).on_conflict_do_nothing(index_elements=["name"])
+    )
+    return str(await session.scalar(select(Installation.value).where(Installation.name == FINGERPRINT)))
+
+
+async def server_version(session: Session) -> int:
+    """Return the server's version as a number, e.g. 150018: also a real round trip for health checks."""
+    return int(await session.scalar(text("SELECT current_setting('server_version_num')")) or 0)

@@ -1,0 +1,124 @@
+"""Everything long-lived, opened once and closed in reverse; the only reader of settings.
+
+Four composition roots open it: the web process, the worker, the commands, the tests. Everything else receives it as
+its first argument. To fake a part, build `Resources` with another part.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from app.errors import NotReady
+from app.lib.calls import Calls
+from app.lib.clock import Clock
+from app.lib.crypto import Keyring
+from app.lib.db import Database, DatabaseAway, reading, transaction
+from app.lib.http import Outside
+from app.lib.signals import Signals
+from app.lib.ttl import TtlCache
+from app.models import migrating
+from app.models.store import keep_fingerprint, server_version
+from app.settings import Settings
+
+OLDEST_POSTGRES = 150_000
+API_KEY_LIFE_SECONDS = 3.0  # a revoked key stops within five seconds on every process: cache life plus a slow load
+ACCOUNTS_LIFE_SECONDS = 2.0
+MOST_API_KEYS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """The parts. Caches hold only what may be a few seconds old."""
+
+    settings: Settings
+    clock: Clock
+    db: Database
+    outside: Outside
+    keyring: Keyring
+    signals: Signals
+    calls: Calls  # what goes on after its request has left
+    api_keys: TtlCache[str, Any]  # teams/authenticate.py: what is known of an API key id
+    accounts: TtlCache[str, Any]  # routing/accounts.py: all accounts
+    stores: TtlCache[UUID, Any]  # delivery/destinations.py: opened places
+
+
+@contextlib.asynccontextmanager
+async def open_resources(settings: Settings, *, clock: Clock | None = None) -> AsyncIterator[Resources]:
+    """Open every part, without asking anything of the outside.
+
+    Raises:
+        NotReady: a setting that everything needs is missing.
+    """
+    clock = clock or Clock()
+    async with contextlib.AsyncExitStack() as stack:
+        db = Database(_database_url(settings), pool_size=settings.database_pool_size)
+        stack.push_async_callback(db.close)
+        redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
+        yield Resources(
+            settings=settings,
+            clock=clock,
+            db=db,
+            outside=await stack.enter_async_context(Outside()),
+            keyring=_keyring(settings),
+            signals=await stack.enter_async_context(Signals(redis_url)),
+            calls=Calls(),
+            api_keys=TtlCache(life_seconds=API_KEY_LIFE_SECONDS, most=MOST_API_KEYS, monotonic=clock.monotonic),
+            accounts=TtlCache(life_seconds=ACCOUNTS_LIFE_SECONDS, most=1, monotonic=clock.monotonic),
+            stores=TtlCache(life_seconds=ACCOUNTS_LIFE_SECONDS, most=1_000, monotonic=clock.monotonic),
+        )
+
+
+async def check_ready(res: Resources) -> None:
+    """Refuse to start on a database that this process must not work on.
+
+    Raises:
+        NotReady: unreachable, too old, at another schema, or sealed with another secret key.
+    """
+    try:
+        async with reading(res) as session:
+            version = await server_version(session)
+        if version < OLDEST_POSTGRES:
+            raise NotReady("E03", f"Postgres {version // 10000} is too old", "use Postgres 15 or newer")
+        present = await migrating.present_revision(res.db.engine)
+        if present != migrating.newest_revision():
+            raise NotReady(
+                "E04",
+                f"the database is at schema {present or 'none'}, this version needs {migrating.newest_revision()}",
+                "run `dashgate migrate`",
+            )
+        async with transaction(res) as session:
+            known = await keep_fingerprint(session, res.keyring.fingerprint())
+    except (DatabaseAway, OSError) as error:
+        raise NotReady("E01", "the database cannot be reached", "check DASHGATE_DATABASE_URL and the server") from error
+    if known != res.keyring.fingerprint():
+        raise NotReady(
+            "E06",
+            "DASHGATE_SECRET_KEY is not the key this database was sealed with",
+            "set the key it was first started with; without it, stored keys and bodies cannot be read",
+        )
+
+
+def allow_base_url(res: Resources, base_url: str) -> None:
+    """Let calls out to a base URL that the operator gave."""
+    parts = urlsplit(base_url)
+    scheme: Literal["http", "https"] = "http" if parts.scheme == "http" else "https"
+    res.outside.allow(parts.hostname or "", parts.port or (80 if scheme == "http" else 443), scheme)
+
+
+def _database_url(settings: Settings) -> str:
+    if settings.database_url is None:
+        raise NotReady(
+            "E01",
+            "no database",
+            "set DASHGATE_DATABASE_URL (postgresql://…), or DASHGATE_EMBEDDED=1 to run one in the state directory",
+        )
+    return settings.database_url.get_secret_value()
+
+
+def _keyring(settings: Settings) -> Keyring:
+    if settings.secret_key is None:
+        raise NotReady("E02", "no secret key", "set DASHGATE_SECRET_KEY to 32 random characters or more, and keep them")
+    return Keyring(settings.secret_key.get_secret_value())

@@ -1,0 +1,167 @@
+"""Accept: from a team's request to a durable task. The first step of every life.
+
+Owns the decision inline or queued and the first commit; `submit` owns the call and the second commit. Knows no HTTP of
+ours: it is given a parsed request and a caller.
+"""
+
+import asyncio
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from app.errors import InvalidParameter, ModelNotFound, UpstreamAccountAtFault, UpstreamRefused
+from app.lib.crypto import pack
+from app.lib.db import Session, transaction
+from app.lib.ids import new_id
+from app.models.tasks import State
+from app.resources import Resources
+from app.routing.accounts import AccountInfo, all_accounts, get_account
+from app.routing.catalogue import Offer, load_catalogue, most_units
+from app.routing.choice import Candidate, choose
+from app.tasks import room, store
+from app.tasks.submit import LEASE_MARGIN_SECONDS, Attempt, InlineWait, Sent, send
+from app.teams.authenticate import Caller, check_model
+from app.upstream.answers import Refused
+from app.upstream.faults import Fault
+
+log = structlog.get_logger()
+
+TAG_MAX_CHARS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A team's create, parsed as far as we act on it. `body` travels on byte for byte."""
+
+    path: str
+    body: bytes
+    model: str
+    parameters: dict[str, Any]
+    headers: dict[str, str]  # the few that the upstream acts on
+    region: str | None
+    tag: str
+    request_id: str
+
+
+async def accept(res: Resources, caller: Caller, call: Call) -> UUID:
+    """Make a task of a call and send it at once when there is room; return its id.
+
+    1. Choose region and account.
+    2. One transaction: lock the model's limits, count room; insert task, body, event and work, as `submitting` with
+       its lease when there is room and nothing waits in front, else as `queued`.
+    3. Outside: the call itself (submit.send), which records its own end; waited for at most `inline_wait_seconds`.
+
+    A crash after 2 leaves a queued task, which dispatch sends, or a marked one, which rescue calls doubtful when its
+    lease lapses. A client that hangs up changes nothing.
+
+    Raises:
+        AccessDenied, ModelNotFound, InvalidParameter: nothing was stored.
+        UpstreamAccountAtFault: no account can take it now; nothing was stored, or the row is `refused_inline`.
+        UpstreamRefused: the upstream refused it while we waited; the row is `refused_inline`.
+        DatabaseAway: nothing was sent.
+    """
+    check_model(caller, call.model)
+    offer = _offer(res, call)
+    account = await _account(res, caller, call, offer)
+    task_id = new_id()
+    async with transaction(res) as session:
+        attempt = await _record(session, res, caller, call=call, account=account, task_id=task_id)
+    log.info(
+        "task.accepted",
+        task=str(task_id),
+        team=caller.team,
+        model=call.model,
+        region=account.region,
+        inline=bool(attempt),
+    )
+    if attempt is None:
+        res.signals.wake("submit")
+        return task_id
+    await _send_and_wait(res, attempt)
+    return task_id
+
+
+def _offer(res: Resources, call: Call) -> Offer:
+    offer = load_catalogue(res.settings.catalogue_file).find(call.model)
+    if offer is None:
+        raise ModelNotFound()
+    if call.path.strip("/") != offer.path:
+        raise InvalidParameter(f"url error, please check url: this model is called at /api/v1/services/{offer.path}.")
+    return offer
+
+
+async def _account(res: Resources, caller: Caller, call: Call, offer: Offer) -> AccountInfo:
+    accounts = await all_accounts(res)
+    candidates = [Candidate(a.id, a.name, a.region, a.main_account, a.paused_until) for a in accounts]
+    chosen = choose(offer, candidates, allowed=caller.regions, wanted=call.region, now=res.clock.now())
+    return await get_account(res, chosen.id)
+
+
+async def _record(
+    session: Session, res: Resources, caller: Caller, *, call: Call, account: AccountInfo, task_id: UUID
+) -> Attempt | None:
+    """Insert the task; return its marked attempt, or None when it is queued."""
+    offer = _offer(res, call)
+    settings = res.settings
+    free = await room.take(session, res, room.model_key(account, call.model), wanted=1)
+    slot = free.slots[0] if free.slots and not free.has_queue else None
+    lease_seconds = settings.call_timeout_seconds + LEASE_MARGIN_SECONDS
+    values: dict[str, Any] = {
+        "id": task_id,
+        "key": str(task_id),
+        "team_id": caller.team_id,
+        "api_key_id": caller.api_key_id,
+        "state": str(State.SUBMITTING if slot else State.QUEUED),
+        "attempt": 1 if slot else 0,
+        "model": call.model,
+        "path": offer.path,
+        "region": account.region,
+        "account_id": account.id,
+        "main_account": account.main_account,
+        "account_key_id": account.key_id if slot else None,
+        "tag": call.tag,
+        "most": most_units(offer, call.parameters),
+        "request_id": call.request_id,
+        "queue_seconds": float(settings.queue_deadline_seconds),
+        "sent_at": slot,
+        "call_seconds": float(settings.call_timeout_seconds),
+        "headers": json.dumps(call.headers),
+        "request": res.keyring.seal(pack(call.body), place=f"task_bodies.request:{task_id}"),
+        "lease_id": new_id() if slot else None,
+        "lease_until": slot + timedelta(seconds=lease_seconds) if slot else None,
+        "now": res.clock.for_sql(),
+    }
+    await store.insert_task(session, values)
+    if slot is None:
+        return None
+    wait_seconds = (slot - free.now).total_seconds()
+    return Attempt(
+        task_id=task_id,
+        number=1,
+        epoch=1,
+        model=call.model,
+        path=offer.path,
+        account=account,
+        body=call.body,
+        headers=call.headers,
+        wait_seconds=wait_seconds,
+        ends_monotonic=res.clock.monotonic() + wait_seconds + lease_seconds,
+    )
+
+
+async def _send_and_wait(res: Resources, attempt: Attempt) -> None:
+    """Send inline: the client waits a little, the call goes on without it."""
+    inline = InlineWait()
+    sending: asyncio.Task[Sent] = res.calls.start(send(res, attempt, inline=inline))
+    done, _ = await asyncio.wait({sending}, timeout=res.settings.inline_wait_seconds)
+    if not done and inline.leave():
+        return
+    match await sending:
+        case Refused(fault=Fault.ACCOUNT):
+            raise UpstreamAccountAtFault()
+        case Refused(fault=Fault.CALLER, status=status, body=body):
+            raise UpstreamRefused(status, body)

@@ -1,0 +1,69 @@
+"""Chores: what is done every few seconds by whichever worker is free. Each is one row of `work`, so once at a time."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from app.lib import leases
+from app.lib.db import transaction
+from app.resources import Resources
+from app.tasks.rescue import end_grace, end_overdue, forget_requests
+
+log = structlog.get_logger()
+
+LEASE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chore:
+    """A function that returns how many rows it changed, and how often it is due."""
+
+    run: Callable[[Resources], Awaitable[int]]
+    every_seconds: float
+
+
+CHORES: dict[str, Chore] = {
+    "grace": Chore(end_grace, 2),
+    "overdue": Chore(end_overdue, 10),
+    "forget_requests": Chore(forget_requests, 300),
+}
+
+
+async def ensure_chores(res: Resources) -> None:
+    """Give each chore its row of work; those that have one keep it."""
+    async with transaction(res) as session:
+        for name in CHORES:
+            await leases.enqueue(session, "chore", key=name, now=res.clock.for_sql())
+
+
+async def chore_due(res: Resources) -> int:
+    """Run the chores that are due; return how many rows they changed (0 means idle).
+
+    1. One transaction: claim `chore` work. 2. Each chore, in its own transactions. 3. One transaction: due again
+    later. A crash before 3 leaves the lease to lapse; every chore may be repeated.
+    """
+    async with transaction(res) as session:
+        claimed = await leases.claim(
+            session,
+            "chore",
+            limit=len(CHORES),
+            lease_seconds=LEASE_SECONDS,
+            monotonic=res.clock.monotonic(),
+            now=res.clock.for_sql(),
+        )
+    changed = 0
+    for lease in claimed:
+        changed += await _run(res, lease)
+    return changed
+
+
+async def _run(res: Resources, lease: leases.Lease) -> int:
+    chore = CHORES.get(lease.key)
+    if chore is None:  # of another version: not ours to judge
+        return 0
+    try:
+        return await chore.run(res)
+    finally:
+        async with transaction(res) as session:
+            await leases.snooze(session, lease, seconds=chore.every_seconds, failed=False, now=res.clock.for_sql())

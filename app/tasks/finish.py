@@ -1,0 +1,39 @@
+"""Finish: the only place that ends a task. The final state and what follows from it are one transaction.
+
+Called inside the transaction of the fact that ends the task; knows nothing of how that fact was learned.
+"""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import structlog
+from sqlalchemy import RowMapping
+
+from app.lib.db import Session
+from app.lib.metrics import TASKS_FINISHED
+from app.models.tasks import State
+from app.tasks import store
+from app.tasks.states import is_terminal
+from app.webhooks.events import tell_end
+
+log = structlog.get_logger()
+
+
+async def finish(
+    session: Session, task_id: UUID, to: State, *, attempt: int, at: datetime, **values: Any
+) -> RowMapping | None:
+    """End a task: final state, event, and the team's webhook event; None: it had ended or moved on already.
+
+    A task that was refused in the create's own answer (`refused_inline`) is told to nobody: the caller knows.
+    """
+    if not is_terminal(to):
+        raise ValueError(f"{to} is not an ending")
+    task = await store.move(session, task_id, to, attempt=attempt, reason=values.get("code"), finished_at=at, **values)
+    if task is None:
+        return None
+    if not task["refused_inline"]:
+        await tell_end(session, task, at=at)
+    TASKS_FINISHED.labels(str(to)).inc()
+    log.info("task.finished", task=str(task_id), state=str(to), code=task["code"])
+    return task

@@ -1,0 +1,386 @@
+"""SQL of tasks: their rows, bodies and events, the room they take, and the claims that join `work` with them.
+
+Every change of state goes through `move` or one of the two statements of the create path; all are compare-and-set
+over exactly the moves of states.py, and each writes its event.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import RowMapping, and_, func, literal, or_, select, text, true, update
+from sqlalchemy.dialects.postgresql import insert
+
+from app.lib import leases
+from app.lib.db import Session
+from app.models import Account, AccountModel, Asset, Task, TaskBody, TaskEvent, Team, UpstreamOrphan, Work
+from app.models.tasks import State
+from app.tasks.states import may_reach
+
+_NOW = "coalesce(cast(:now AS timestamptz), now())"
+
+_LOCK_MODEL = text(f"""
+    SELECT rps, running, buffer, next_submit_at, backoff, learned_seconds, {_NOW} AS now,
+           coalesce(paused_until > {_NOW}, false) AS paused
+    FROM account_models WHERE main_account = :main_account AND region = :region AND model = :model
+    FOR UPDATE
+""")  # noqa: S608 -- the only thing put in is our own constant
+
+_MAKE_MODEL = text("""
+    INSERT INTO account_models (main_account, region, model, rps, running, buffer)
+    VALUES (:main_account, :region, :model, :rps, :running, :buffer)
+    ON CONFLICT DO NOTHING
+""")
+
+_ROOM = text(f"""
+    SELECT
+        (SELECT count(*) FROM tasks
+         WHERE main_account = :main_account AND region = :region AND model = :model
+           AND (state IN ('submitting', 'pending', 'running')
+                OR state = 'doubtful' AND call_deadline_at + make_interval(secs => :doubtful_seconds) > {_NOW})
+        ) AS occupied,
+        EXISTS (SELECT 1 FROM tasks
+                WHERE main_account = :main_account AND region = :region AND model = :model AND state = 'queued'
+        ) AS has_queue
+""")  # noqa: S608
+
+_INSERT = text(f"""
+    WITH task AS (
+        INSERT INTO tasks (id, team_id, api_key_id, mode, upstream_call, state, attempt, model, path, region,
+                           account_id, main_account, account_key_id, place_id, tag, most, request_id, created_at,
+                           queue_deadline_at, sent_at, call_deadline_at)
+        VALUES (:id, :team_id, :api_key_id, 'async', 'async', :state, :attempt, :model, :path, :region,
+                :account_id, :main_account, :account_key_id,
+                (SELECT place_id FROM destinations WHERE team_id = :team_id), :tag, :most, :request_id, {_NOW},
+                {_NOW} + make_interval(secs => :queue_seconds), cast(:sent_at AS timestamptz),
+                cast(:sent_at AS timestamptz) + make_interval(secs => :call_seconds))
+        RETURNING id, attempt, state, created_at
+    ), body AS (
+        INSERT INTO task_bodies (task_id, headers, request)
+        SELECT id, cast(:headers AS jsonb), :request FROM task
+    ), event AS (
+        INSERT INTO task_events (task_id, attempt, state, at) SELECT id, attempt, state, created_at FROM task
+    ), due AS (
+        INSERT INTO work (kind, key, account_id, team_id, due_at, deadline_at, lease_id, lease_until, epoch, attempts)
+        VALUES ('submit', :key, :account_id, :team_id, coalesce(cast(:lease_until AS timestamptz), {_NOW}),
+                {_NOW} + make_interval(secs => :queue_seconds), :lease_id, cast(:lease_until AS timestamptz),
+                :attempt, :attempt)
+    )
+    SELECT created_at FROM task
+""")  # noqa: S608
+
+# The work row is deleted first (lock order: work, tasks): the UPDATE's condition makes it wait for `gone`.
+_RECEIPT = text(f"""
+    WITH gone AS (
+        DELETE FROM work WHERE kind = 'submit' AND key = :key AND epoch = :epoch RETURNING 1
+    ), task AS (
+        UPDATE tasks SET state = 'pending', upstream_task_id = :upstream_task_id,
+               upstream_request_id = :upstream_request_id, submitted_at = {_NOW}
+        WHERE id = :id AND attempt = :attempt AND upstream_task_id IS NULL AND state IN ('submitting', 'doubtful')
+          AND (SELECT count(*) FROM gone) >= 0
+        RETURNING id, attempt, state
+    ), event AS (
+        INSERT INTO task_events (task_id, attempt, state, at, reason)
+        SELECT id, attempt, state, {_NOW}, :reason FROM task
+    )
+    SELECT count(*) FROM task
+""")  # noqa: S608
+
+_CLAIM_QUEUED = text(f"""
+    SELECT work.key, tasks.id
+    FROM work JOIN tasks ON tasks.id = cast(work.key AS uuid)
+    WHERE work.kind = 'submit' AND work.due_at <= {_NOW} AND tasks.state = 'queued'
+      AND tasks.main_account = :main_account AND tasks.region = :region AND tasks.model = :model
+    ORDER BY work.priority DESC, tasks.created_at
+    LIMIT :limit
+    FOR UPDATE OF work, tasks SKIP LOCKED
+""")  # noqa: S608
+
+_LEASE_SUBMIT = text("""
+    UPDATE work SET lease_id = :lease_id, lease_until = :lease_until, due_at = :lease_until,
+           epoch = epoch + 1, attempts = attempts + 1
+    WHERE kind = 'submit' AND key = :key
+    RETURNING epoch
+""")
+
+_CLAIM_LAPSED = text(f"""
+    WITH lapsed AS (
+        SELECT work.kind, work.key FROM work JOIN tasks ON tasks.id = cast(work.key AS uuid)
+        WHERE work.kind = 'submit' AND work.due_at <= {_NOW} AND tasks.state = 'submitting'
+        ORDER BY work.due_at LIMIT :limit
+        FOR UPDATE OF work SKIP LOCKED
+    )
+    DELETE FROM work USING lapsed WHERE work.kind = lapsed.kind AND work.key = lapsed.key
+    RETURNING cast(work.key AS uuid) AS id
+""")  # noqa: S608
+
+
+_FIND_ANSWER = text("""
+    SELECT tasks.state, tasks.created_at, tasks.started_at, tasks.finished_at, tasks.code, tasks.message,
+           CASE WHEN tasks.finished_at IS NOT NULL
+                THEN (SELECT answer FROM task_bodies WHERE task_id = tasks.id) END AS answer,
+           CASE WHEN tasks.state = 'succeeded' THEN (
+               SELECT json_agg(json_build_object(
+                   'id', assets.id, 'json_path', assets.json_path, 'state', assets.state, 'position', assets.position,
+                   'object_key', assets.object_key, 'place_id', assets.place_id, 'content_type', assets.content_type,
+                   'source', encode(assets.source, 'hex')) ORDER BY assets.position)
+               FROM assets WHERE assets.task_id = tasks.id) END AS assets
+    FROM tasks
+    WHERE tasks.id = :id AND tasks.team_id = :team_id AND NOT tasks.refused_inline
+""")
+
+
+async def lock_model(
+    session: Session, model_key: dict[str, str], limits: dict[str, Any], now: datetime | None
+) -> RowMapping:
+    """Lock a model's limits on a main account: room is counted, and the pace taken, while this lock is held."""
+    for _ in range(2):
+        row = (await session.execute(_LOCK_MODEL, {**model_key, "now": now})).mappings().one_or_none()
+        if row is not None:
+            return row
+        await session.execute(_MAKE_MODEL, {**model_key, **limits})
+    raise LookupError(f"account_models has no row for {model_key}")
+
+
+async def count_room(
+    session: Session, model_key: dict[str, str], *, doubtful_seconds: float, now: datetime | None
+) -> RowMapping:
+    """Count what is occupied upstream, and tell whether anything is queued."""
+    params = {**model_key, "doubtful_seconds": doubtful_seconds, "now": now}
+    return (await session.execute(_ROOM, params)).mappings().one()
+
+
+async def set_pace(session: Session, model_key: dict[str, str], **values: Any) -> None:
+    """Write what was decided under the model's lock: `next_submit_at`, `backoff`, `paused_until`, `learned_seconds`."""
+    where = [getattr(AccountModel, name) == value for name, value in model_key.items()]
+    await session.execute(update(AccountModel).where(*where).values(**values))
+
+
+async def insert_task(session: Session, values: dict[str, Any]) -> datetime:
+    """Insert a task with its body, its first event and its work, in one statement; return its created_at."""
+    created_at: datetime = (await session.execute(_INSERT, values)).scalar_one()
+    return created_at
+
+
+async def record_receipt(session: Session, values: dict[str, Any]) -> bool:
+    """Write the upstream's task id; False: the task had moved on, and the id is an orphan.
+
+    Raises:
+        IntegrityError: the id is already another task's.
+    """
+    return bool((await session.execute(_RECEIPT, values)).scalar_one())
+
+
+async def move(
+    session: Session, task_id: UUID, to: State, *, attempt: int | None = None, reason: str | None = None, **values: Any
+) -> RowMapping | None:
+    """Move a task to a state, if it may go there and is still in that attempt; return its row, or None if not."""
+    same_attempt = Task.attempt == attempt if attempt is not None else true()
+    statement = (
+        update(Task)
+        .where(Task.id == task_id, same_attempt, Task.state.in_(may_reach(to)))
+        .values(state=str(to), **values)
+        .returning(*Task.__table__.c)
+    )
+    row = (await session.execute(statement)).mappings().one_or_none()
+    if row is not None:
+        event = {"task_id": task_id, "attempt": row["attempt"], "state": str(to), "reason": reason}
+        await session.execute(insert(TaskEvent).values(event))
+    return row
+
+
+async def read_queued_models_all_teams(session: Session) -> Sequence[RowMapping]:
+    """Read which models have queued tasks, on which main accounts."""
+    columns = (Task.main_account, Task.region, Task.model)
+    rows = await session.execute(select(*columns).where(Task.state == "queued").distinct())
+    return rows.mappings().all()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A locked queued task and the key of its work."""
+
+    key: str
+    task_id: UUID
+
+
+async def claim_queued_all_teams(
+    session: Session, model_key: dict[str, str], *, limit: int, now: datetime | None
+) -> list[Claim]:
+    """Lock up to `limit` due queued tasks of one model, with their work, until the transaction ends."""
+    rows = await session.execute(_CLAIM_QUEUED, {**model_key, "limit": limit, "now": now})
+    return [Claim(row.key, row.id) for row in rows]
+
+
+async def lease_submit(session: Session, key: str, *, lease_id: UUID, until: datetime) -> int:
+    """Lease the work of a task that is about to be sent; return the epoch."""
+    epoch: int = (
+        await session.execute(_LEASE_SUBMIT, {"key": key, "lease_id": lease_id, "lease_until": until})
+    ).scalar_one()
+    return epoch
+
+
+async def mark_submitting(session: Session, task_id: UUID, **values: Any) -> RowMapping:
+    """Mark a locked queued task "about to send": the next attempt begins here."""
+    statement = (
+        update(Task)
+        .where(Task.id == task_id, Task.state == "queued")
+        .values(state="submitting", attempt=Task.attempt + 1, **values)
+        .returning(*Task.__table__.c)
+    )
+    row = (await session.execute(statement)).mappings().one()
+    event = {"task_id": task_id, "attempt": row["attempt"], "state": "submitting"}
+    await session.execute(insert(TaskEvent).values(event))
+    return row
+
+
+async def claim_lapsed_all_teams(session: Session, *, limit: int, now: datetime | None) -> list[UUID]:
+    """Take away the work of tasks whose sender died between the mark and the record; return the task ids."""
+    return [row.id for row in await session.execute(_CLAIM_LAPSED, {"limit": limit, "now": now})]
+
+
+async def insert_orphan(session: Session, values: dict[str, Any]) -> None:
+    """Write down an upstream task that is nobody's."""
+    await session.execute(insert(UpstreamOrphan).values(values).on_conflict_do_nothing())
+
+
+async def mark_stolen(
+    session: Session, main_account: str, region: str, *, upstream_task_id: str, task_id: UUID
+) -> None:
+    """Two tasks claim one upstream task: both need an operator, neither changes its state."""
+    owner = and_(Task.main_account == main_account, Task.region == region, Task.upstream_task_id == upstream_task_id)
+    await session.execute(update(Task).where(or_(Task.id == task_id, owner)).values(needs_operator=True))
+
+
+async def read_polled_all_teams(session: Session, main_account: str, region: str) -> Sequence[RowMapping]:
+    """Read the open tasks of one main account and region, as its owner sees them."""
+    columns = (
+        *(Task.id, Task.attempt, Task.state, Task.team_id, Task.account_id),
+        *(Task.upstream_task_id, Task.submitted_at, Task.place_id),
+    )
+    rows = await session.execute(
+        select(*columns)
+        .where(Task.main_account == main_account, Task.region == region, Task.state.in_(("pending", "running")))
+        .where(Task.upstream_task_id.isnot(None))
+        .order_by(Task.submitted_at)
+    )
+    return rows.mappings().all()
+
+
+async def read_overdue_all_teams(
+    session: Session, state: State, *, before: datetime | None, seconds: float, limit: int
+) -> Sequence[RowMapping]:
+    """Read tasks that stayed too long in a state: queued past its deadline, doubtful `seconds` after its send,
+    delivering past its grace. `before` is the tests' clock."""
+    now = func.coalesce(literal(before, Task.created_at.type), func.now())
+    overdue = {
+        State.QUEUED: Task.queue_deadline_at <= now,
+        State.DOUBTFUL: Task.sent_at <= now - func.make_interval(0, 0, 0, 0, 0, 0, seconds),
+        State.DELIVERING: Task.grace_until <= now,
+    }[state]
+    rows = await session.execute(
+        select(Task.id, Task.attempt).where(Task.state == str(state), overdue).order_by(Task.id).limit(limit)
+    )
+    return rows.mappings().all()
+
+
+async def insert_assets(session: Session, assets: list[dict[str, Any]]) -> None:
+    """Write the files that an outcome named."""
+    await session.execute(insert(Asset).values(assets))
+
+
+async def has_unsettled_assets(session: Session, task_id: UUID) -> bool:
+    """Tell whether a task still has files to wait for."""
+    unsettled = select(Asset.id).where(Asset.task_id == task_id, Asset.state.in_(("waiting", "held", "blocked")))
+    return bool(await session.scalar(select(unsettled.exists())))
+
+
+async def write_answer(session: Session, task_id: UUID, answer: bytes) -> None:
+    """Keep the upstream's final answer, sealed."""
+    await session.execute(update(TaskBody).where(TaskBody.task_id == task_id).values(answer=answer))
+
+
+async def read_request_all_teams(session: Session, task_id: UUID) -> RowMapping:
+    """Read what a team asked for, sealed, for the step that sends it."""
+    rows = await session.execute(select(TaskBody.headers, TaskBody.request).where(TaskBody.task_id == task_id))
+    return rows.mappings().one()
+
+
+async def forget_requests_all_teams(session: Session, *, before: datetime, limit: int) -> int:
+    """Delete the requests of tasks that ended before an instant, a batch at a time."""
+    old = (
+        select(TaskBody.task_id)
+        .join(Task, Task.id == TaskBody.task_id)
+        .where(Task.finished_at < before, TaskBody.request.isnot(None))
+        .limit(limit)
+    )
+    done = await session.execute(update(TaskBody).where(TaskBody.task_id.in_(old)).values(request=None))
+    return done.rowcount
+
+
+async def find_answer(session: Session, team_id: UUID, task_id: UUID) -> RowMapping | None:
+    """Read what a team may know of its task: its row, and once it ended its sealed answer and its assets."""
+    return (await session.execute(_FIND_ANSWER, {"team_id": team_id, "id": task_id})).mappings().one_or_none()
+
+
+async def find_task_all_teams(session: Session, task_id: UUID) -> RowMapping | None:
+    """Read a task with its team's slug and its account's name, for the operator."""
+    rows = await session.execute(
+        select(*Task.__table__.c, Team.slug.label("team"), Account.name.label("account"))
+        .join(Team, Team.id == Task.team_id)
+        .join(Account, Account.id == Task.account_id)
+        .where(Task.id == task_id)
+    )
+    return rows.mappings().one_or_none()
+
+
+async def list_tasks_all_teams(
+    session: Session, *, team: str | None, state: str | None, limit: int
+) -> Sequence[RowMapping]:
+    """Read the newest tasks, for the operator."""
+    columns = (Task.id, Task.state, Task.model, Task.region, Task.code, Task.created_at, Task.finished_at)
+    query = select(Team.slug.label("team"), *columns).join(Team, Team.id == Task.team_id)
+    if team is not None:
+        query = query.where(Team.slug == team)
+    if state is not None:
+        query = query.where(Task.state == state)
+    return (await session.execute(query.order_by(Task.created_at.desc()).limit(limit))).mappings().all()
+
+
+async def read_events_all_teams(session: Session, task_id: UUID) -> Sequence[RowMapping]:
+    """Read a task's transitions in their order, for the operator."""
+    rows = await session.execute(
+        select(TaskEvent.attempt, TaskEvent.state, TaskEvent.at, TaskEvent.reason)
+        .where(TaskEvent.task_id == task_id)
+        .order_by(TaskEvent.at, TaskEvent.attempt)
+    )
+    return rows.mappings().all()
+
+
+async def count_open_all_teams(session: Session) -> Sequence[RowMapping]:
+    """Count tasks that have not ended, by state, for the metrics."""
+    ended = ("succeeded", "failed", "canceled", "expired")
+    rows = await session.execute(
+        select(Task.state, func.count().label("count")).where(Task.state.notin_(ended)).group_by(Task.state)
+    )
+    return rows.mappings().all()
+
+
+async def count_due_all_teams(session: Session) -> Sequence[RowMapping]:
+    """Count due work and its greatest age in seconds, by kind, for the metrics."""
+    age = func.extract("epoch", func.now() - func.min(Work.due_at))
+    rows = await session.execute(
+        select(Work.kind, func.count().label("count"), age.label("oldest_seconds"))
+        .where(Work.due_at <= func.now())
+        .group_by(Work.kind)
+    )
+    return rows.mappings().all()
+
+
+async def lock_work(session: Session, kind: str, key: str) -> leases.Lease | None:
+    """Lock a row of work whoever holds it, as a lease that `leases.finish` takes; None: there is none."""
+    found = select(*Work.__table__.c).where(Work.kind == kind, Work.key == key).with_for_update()
+    row = (await session.execute(found)).mappings().one_or_none()
+    return leases.lease_from(row, ends_monotonic=0.0) if row is not None else None

@@ -1,0 +1,261 @@
+"""Submit: one attempt, from the committed mark "about to send" to its record.
+
+Owns the call and everything its answer means for the task. The mark was made by accept (inline) or dispatch; what a
+receipt means once it is written is poll's affair.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import timedelta
+from uuid import UUID
+
+import structlog
+from sqlalchemy.exc import IntegrityError
+
+from app.errors import AnswerLost, NotSent
+from app.lib import leases
+from app.lib.backoff import delay_seconds
+from app.lib.db import DatabaseAway, Session, transaction
+from app.lib.ids import new_id
+from app.lib.metrics import UPSTREAM_CALLS
+from app.models.tasks import State
+from app.resources import Resources
+from app.routing.accounts import AccountInfo, upstream_of
+from app.routing.store import pause_account
+from app.tasks import room, schedule, store
+from app.tasks.finish import finish
+from app.upstream.answers import Accepted, Refused
+from app.upstream.faults import Fault
+
+log = structlog.get_logger()
+
+LEASE_MARGIN_SECONDS = 15.0  # beyond the call's own time limit: for the record, and a slow database
+LOST_ANSWER_PAUSE_SECONDS = 5.0  # so that send windows of one model do not overlap (design.md 3, doubtful)
+NOT_SENT_PAUSE_SECONDS = 5.0
+ACCOUNT_PAUSE_SECONDS = 60.0
+RECORD_FOR_SECONDS = 60.0  # a receipt is worth holding on to while the database comes back
+RECORD_AGAIN_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A marked attempt: everything its sender needs, and until when it may act."""
+
+    task_id: UUID
+    number: int
+    epoch: int
+    model: str
+    path: str
+    account: AccountInfo
+    body: bytes = field(repr=False)
+    headers: dict[str, str]
+    wait_seconds: float  # until its send slot
+    ends_monotonic: float
+
+    @property
+    def lease(self) -> leases.Lease:
+        """The lease on its work row."""
+        return leases.Lease(
+            "submit", str(self.task_id), self.epoch, self.number, self.account.id, None, None, self.ends_monotonic
+        )
+
+
+class InlineWait:
+    """Whether the client still waits for the upstream's verdict. Decided once: by its leaving or by a refusal."""
+
+    def __init__(self) -> None:
+        self._present = True
+        self._refused = False
+
+    def leave(self) -> bool:
+        """The client will be told PENDING; False: too late, a refusal is being recorded as its answer."""
+        if self._refused:
+            return False
+        self._present = False
+        return True
+
+    def refuse(self) -> bool:
+        """The refusal will be the client's answer; False: it left, so the task fails where it can be read."""
+        self._refused = self._present
+        return self._refused
+
+
+Sent = Accepted | Refused | None
+
+
+async def send(res: Resources, attempt: Attempt, *, inline: InlineWait | None = None) -> Sent:
+    """Send one marked attempt and record what came of it.
+
+    1. Wait for its slot; check the lease by our own clock. Past it: do nothing, rescue has the task.
+    2. Outside: the create call.
+    3. One transaction, by attempt and not by lease: the receipt (`pending`), the refusal (`failed`, or back to
+       `queued` when nothing was taken), or the loss of the answer (`doubtful`).
+
+    A crash before 3 leaves the mark: rescue calls it doubtful when the lease lapses. Returns the answer, or None
+    when nothing is certain.
+    """
+    await asyncio.sleep(attempt.wait_seconds)
+    if res.clock.monotonic() >= attempt.ends_monotonic - LEASE_MARGIN_SECONDS:
+        log.warning("task.send_skipped", task=str(attempt.task_id), reason="lease over")
+        return None
+    try:
+        answer = await upstream_of(res, attempt.account).create_task(
+            attempt.path, attempt.body, headers=attempt.headers, timeout_seconds=res.settings.call_timeout_seconds
+        )
+    except NotSent:
+        UPSTREAM_CALLS.labels("create", "not_sent").inc()
+        await _record_not_taken(res, attempt, reason="not_sent", pause_seconds=NOT_SENT_PAUSE_SECONDS)
+        return None
+    except AnswerLost as lost:
+        UPSTREAM_CALLS.labels("create", "lost").inc()
+        await record_doubtful(res, attempt, reason=lost.reason, request_id=lost.request_id)
+        return None
+    match answer:
+        case Accepted():
+            UPSTREAM_CALLS.labels("create", "accepted").inc()
+            await _record_receipt(res, attempt, answer)
+        case Refused():
+            UPSTREAM_CALLS.labels("create", answer.fault).inc()
+            await _record_refusal(res, attempt, answer, inline)
+    return answer
+
+
+async def _record_receipt(res: Resources, attempt: Attempt, receipt: Accepted) -> None:
+    """Write the receipt; hold on to it while the database is away, since nobody else knows it."""
+    log.info("task.received", task=str(attempt.task_id), attempt=attempt.number, upstream_task=receipt.task_id)
+    give_up = res.clock.monotonic() + RECORD_FOR_SECONDS
+    while True:
+        try:
+            await record_receipt(res, attempt, receipt)
+            break
+        except DatabaseAway:
+            if res.clock.monotonic() >= give_up:
+                raise  # the log line above is what is left; the task becomes doubtful
+            await asyncio.sleep(RECORD_AGAIN_SECONDS)
+    res.signals.wake("account")
+
+
+async def record_receipt(res: Resources, attempt: Attempt, receipt: Accepted) -> bool:
+    """Record a receipt in one transaction; False: it became an orphan, because the task had moved on.
+
+    A fact: matched by attempt, so a receipt that comes after the rescuer still settles the task.
+    """
+    values = {
+        "id": attempt.task_id,
+        "key": attempt.lease.key,
+        "attempt": attempt.number,
+        "epoch": attempt.epoch,
+        "upstream_task_id": receipt.task_id,
+        "upstream_request_id": receipt.request_id,
+        "reason": None,
+        "now": res.clock.for_sql(),
+    }
+    try:
+        async with transaction(res) as session:
+            settled = await store.record_receipt(session, values)
+            if not settled:
+                await _record_orphan(session, attempt, receipt, reason="late receipt")
+    except IntegrityError:
+        # The id is already another task's: nobody can say whose it is.
+        log.error("task.receipt_stolen", task=str(attempt.task_id), upstream_task=receipt.task_id)
+        async with transaction(res) as session:
+            account = attempt.account
+            await store.mark_stolen(
+                session,
+                account.main_account,
+                account.region,
+                upstream_task_id=receipt.task_id,
+                task_id=attempt.task_id,
+            )
+            await _record_orphan(session, attempt, receipt, reason="stolen id")
+        return False
+    return settled
+
+
+async def _record_orphan(session: Session, attempt: Attempt, receipt: Accepted, *, reason: str) -> None:
+    log.error("task.orphaned", task=str(attempt.task_id), upstream_task=receipt.task_id, reason=reason)
+    values = {
+        "id": new_id(),
+        "main_account": attempt.account.main_account,
+        "region": attempt.account.region,
+        "upstream_task_id": receipt.task_id,
+        "task_id": attempt.task_id,
+        "attempt": attempt.number,
+        "reason": reason,
+    }
+    await store.insert_orphan(session, values)
+
+
+async def _record_refusal(res: Resources, attempt: Attempt, refused: Refused, inline: InlineWait | None) -> None:
+    """Record a refusal: nothing was taken, so the task may wait or must fail, by whose fault it is."""
+    log.info("task.refused", task=str(attempt.task_id), status=refused.status, code=refused.code, fault=refused.fault)
+    if refused.fault is Fault.LOAD:
+        await _record_throttled(res, attempt, refused)
+        return
+    if refused.fault is Fault.ACCOUNT:
+        log.error("account.refused", account=attempt.account.name, code=refused.code, message=refused.message)
+        await _pause_account(res, attempt.account, reason=refused.code)
+        if inline is None or not inline.refuse():
+            await _record_not_taken(res, attempt, reason=refused.code, pause_seconds=0)
+            return
+    is_answer = inline is not None and inline.refuse()
+    shown = refused.fault is Fault.CALLER
+    async with transaction(res) as session:
+        await leases.finish(session, attempt.lease)
+        await finish(
+            session,
+            attempt.task_id,
+            State.FAILED,
+            attempt=attempt.number,
+            at=res.clock.now(),
+            code=refused.code if shown else "Dashgate.UpstreamAccount",
+            message=refused.message if shown else None,
+            upstream_request_id=refused.request_id,
+            refused_inline=is_answer,
+        )
+
+
+async def _record_throttled(res: Resources, attempt: Attempt, refused: Refused) -> None:
+    """A 429: nothing was taken. The task waits, and so does its model, longer each time."""
+    key = room.model_key(attempt.account, attempt.model)
+    now = res.clock.for_sql()
+    async with transaction(res) as session:
+        await leases.snooze(session, attempt.lease, seconds=0, failed=False, now=now)
+        await store.move(session, attempt.task_id, State.QUEUED, attempt=attempt.number, reason=refused.code)
+        limits = await store.lock_model(session, key, {}, now)
+        backoff = limits["backoff"] + 1
+        pause = delay_seconds(schedule.BACKOFF_SECONDS, backoff, retry_after=refused.retry_after_seconds)
+        await store.set_pace(session, key, backoff=backoff, next_submit_at=limits["now"] + timedelta(seconds=pause))
+
+
+async def _record_not_taken(res: Resources, attempt: Attempt, *, reason: str, pause_seconds: float) -> None:
+    """Certain that nothing was taken: back to the queue, due again after a pause."""
+    async with transaction(res) as session:
+        await leases.snooze(session, attempt.lease, seconds=pause_seconds, now=res.clock.for_sql())
+        await store.move(session, attempt.task_id, State.QUEUED, attempt=attempt.number, reason=reason)
+
+
+async def record_doubtful(res: Resources, attempt: Attempt, *, reason: str, request_id: str | None = None) -> None:
+    """The answer was lost: nobody knows. Nothing is resent; the model pauses so that send windows stay apart."""
+    log.warning("task.doubted", task=str(attempt.task_id), attempt=attempt.number, reason=reason)
+    key = room.model_key(attempt.account, attempt.model)
+    now = res.clock.for_sql()
+    async with transaction(res) as session:
+        await leases.finish(session, attempt.lease)
+        await store.move(
+            session,
+            attempt.task_id,
+            State.DOUBTFUL,
+            attempt=attempt.number,
+            reason=reason[:200],
+            upstream_request_id=request_id,
+        )
+        limits = await store.lock_model(session, key, {}, now)
+        await store.set_pace(session, key, paused_until=limits["now"] + timedelta(seconds=LOST_ANSWER_PAUSE_SECONDS))
+
+
+async def _pause_account(res: Resources, account: AccountInfo, *, reason: str) -> None:
+    until = res.clock.now() + timedelta(seconds=ACCOUNT_PAUSE_SECONDS)
+    async with transaction(res) as session:
+        await pause_account(session, account.id, until=until, reason=reason)
+    res.accounts.clear()
