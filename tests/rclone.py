@@ -45,8 +45,7 @@ def running_s3(bucket: str = "images", *, path_style: bool = True) -> Iterator[R
         process = subprocess.Popen(
             [
                 *(_rclone(), "serve", "s3", root, "--addr", f"127.0.0.1:{port}", "--auth-key", f"{key_id},{secret}"),
-                # No configuration of this machine, and what is written is seen at once.
-                *("--config", "", "--dir-cache-time", "0s", "--vfs-cache-mode", "off"),
+                *("--config", ""),  # none of this machine's (and never --dir-cache-time 0: rclone spins on it)
                 f"--force-path-style={'true' if path_style else 'false'}",
             ],
             stdout=subprocess.DEVNULL,

@@ -7,6 +7,10 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import structlog
+
+log = structlog.get_logger()
+
 T = TypeVar("T")
 
 
@@ -20,7 +24,7 @@ class Calls:
         """Begin a call that nobody's leaving cuts off."""
         task = asyncio.ensure_future(call)
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(self._forget)
         return task
 
     async def drain(self, timeout_seconds: float) -> int:
@@ -29,3 +33,8 @@ class Calls:
             return 0
         _, late = await asyncio.wait(self._under_way, timeout=timeout_seconds)
         return len(late)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("call.failed", error=type(error).__name__, exc_info=error)

@@ -12,6 +12,7 @@ import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from socket import AF_UNSPEC, AddressFamily, socket
 from typing import Literal
 
@@ -28,7 +29,7 @@ POOL_SECONDS = 10.0  # aiohttp counts waiting for a free connection, DNS and con
 URL_MAX_CHARS = 2_048  # a URL given by people
 SIGNED_URL_MAX_CHARS = 8_190  # a signed one carries more: about 2,500 with a security token of OSS
 _HEADERS = {"User-Agent": "dashgate", "Accept-Encoding": "identity"}
-
+_system_tls = cache(ssl.create_default_context)  # reading the system's authorities takes 20 ms
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Scheme = Literal["http", "https"]
 _target: ContextVar["_Target"] = ContextVar("outside_target")
@@ -141,8 +142,7 @@ class Guard:
 
         Raises: UrlRefused.
         """
-        text = str(url)
-        form = _URL_FORM.fullmatch(text)
+        form = _URL_FORM.fullmatch(text := str(url))
         if form is None or len(text) > max_chars:
             raise UrlRefused("the URL is too long or not of a form we call")
         try:
@@ -236,7 +236,7 @@ class Wires:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=self.connections,
-                ssl=self.tls or ssl.create_default_context(),
+                ssl=self.tls or _system_tls(),
                 resolver=_GuardedResolver(guard, self.resolver or aiohttp.ThreadedResolver()),
                 socket_factory=guarded_socket,
             ),
@@ -310,7 +310,7 @@ class _Transport(AiohttpTransport):
     """httpx's seam: every request of every client passes here."""
 
     def __init__(self, guard: Guard, wires: Wires) -> None:
-        super().__init__(verify=ssl.create_default_context(), client=lambda: wires.open_session(guard))
+        super().__init__(verify=wires.tls or _system_tls(), client=lambda: wires.open_session(guard))
         self._guard = guard
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

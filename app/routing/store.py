@@ -11,6 +11,33 @@ from sqlalchemy.dialects.postgresql import insert
 from app.lib.db import Session
 from app.models import Account, AccountKey, AccountModel
 
+_NOW = "coalesce(cast(:now AS timestamptz), now())"
+
+_LOCK_MODEL = text(f"""
+    SELECT rps, running, buffer, next_submit_at, backoff, learned_seconds, {_NOW} AS now,
+           coalesce(paused_until > {_NOW}, false) AS paused
+    FROM account_models WHERE main_account = :main_account AND region = :region AND model = :model
+    FOR UPDATE
+""")  # noqa: S608 -- the only thing put in is our own constant
+
+_MAKE_MODEL = text("""
+    INSERT INTO account_models (main_account, region, model, rps, running, buffer)
+    VALUES (:main_account, :region, :model, :rps, :running, :buffer)
+    ON CONFLICT DO NOTHING
+""")
+
+_ROOM = text(f"""
+    SELECT
+        (SELECT count(*) FROM tasks
+         WHERE main_account = :main_account AND region = :region AND model = :model
+           AND (state IN ('submitting', 'pending', 'running')
+                OR state = 'doubtful' AND call_deadline_at + make_interval(secs => :doubtful_seconds) > {_NOW})
+        ) AS occupied,
+        EXISTS (SELECT 1 FROM tasks
+                WHERE main_account = :main_account AND region = :region AND model = :model AND state = 'queued'
+        ) AS has_queue
+""")  # noqa: S608
+
 
 async def insert_account(session: Session, values: dict[str, Any]) -> bool:
     """Add an account; False: the name is taken."""
@@ -52,3 +79,29 @@ async def set_limits(session: Session, key: dict[str, str], limits: dict[str, An
     await session.execute(
         statement.on_conflict_do_update(index_elements=["main_account", "region", "model"], set_=limits)
     )
+
+
+async def lock_model(
+    session: Session, model_key: dict[str, str], limits: dict[str, Any], now: datetime | None
+) -> RowMapping:
+    """Lock a model's limits on a main account: room is counted, and the pace taken, while this lock is held."""
+    for _ in range(2):
+        row = (await session.execute(_LOCK_MODEL, {**model_key, "now": now})).mappings().one_or_none()
+        if row is not None:
+            return row
+        await session.execute(_MAKE_MODEL, {**model_key, **limits})
+    raise LookupError(f"account_models has no row for {model_key}")
+
+
+async def count_room(
+    session: Session, model_key: dict[str, str], *, doubtful_seconds: float, now: datetime | None
+) -> RowMapping:
+    """Count what is occupied upstream, and tell whether anything is queued."""
+    params = {**model_key, "doubtful_seconds": doubtful_seconds, "now": now}
+    return (await session.execute(_ROOM, params)).mappings().one()
+
+
+async def set_pace(session: Session, model_key: dict[str, str], **values: Any) -> None:
+    """Write what was decided under the model's lock: `next_submit_at`, `backoff`, `paused_until`, `learned_seconds`."""
+    where = [getattr(AccountModel, name) == value for name, value in model_key.items()]
+    await session.execute(update(AccountModel).where(*where).values(**values))

@@ -19,10 +19,11 @@ from app.lib.db import Session, transaction
 from app.lib.ids import new_id
 from app.models.tasks import State
 from app.resources import Resources
+from app.routing import room
 from app.routing.accounts import AccountInfo, all_accounts, get_account
 from app.routing.catalogue import Offer, load_catalogue, most_units
 from app.routing.choice import Candidate, choose
-from app.tasks import room, store
+from app.tasks import store
 from app.tasks.submit import LEASE_MARGIN_SECONDS, Attempt, InlineWait, Sent, send
 from app.teams.authenticate import Caller, check_model
 from app.upstream.answers import Refused
@@ -154,13 +155,19 @@ async def _record(
 
 
 async def _send_and_wait(res: Resources, attempt: Attempt) -> None:
-    """Send inline: the client waits a little, the call goes on without it."""
+    """Send inline: the client waits a little, the call goes on without it.
+
+    The mark is committed, so trouble on our side is not the client's: it gets its task, and rescue looks after it.
+    """
     inline = InlineWait()
     sending: asyncio.Task[Sent] = res.calls.start(send(res, attempt, inline=inline))
     done, _ = await asyncio.wait({sending}, timeout=res.settings.inline_wait_seconds)
     if not done and inline.leave():
         return
-    match await sending:
+    await asyncio.wait({sending})
+    if sending.exception() is not None:  # logged by res.calls
+        return
+    match sending.result():
         case Refused(fault=Fault.ACCOUNT):
             raise UpstreamAccountAtFault()
         case Refused(fault=Fault.CALLER, status=status, body=body):

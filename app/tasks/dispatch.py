@@ -12,8 +12,9 @@ from app.lib.crypto import unpack
 from app.lib.db import Session, reading, transaction
 from app.lib.ids import new_id
 from app.resources import Resources
+from app.routing import room
 from app.routing.accounts import AccountInfo, all_accounts
-from app.tasks import room, store
+from app.tasks import store
 from app.tasks.submit import LEASE_MARGIN_SECONDS, Attempt, send
 
 log = structlog.get_logger()

@@ -18,7 +18,8 @@ from app.lib.db import Session, transaction
 from app.lib.ids import new_id
 from app.models.tasks import State
 from app.resources import Resources
-from app.tasks import schedule, store
+from app.routing import room
+from app.tasks import store
 from app.tasks.finish import finish
 from app.upstream import answers
 from app.upstream.results import Artifact, find_artifacts, find_usage, link_expiry
@@ -171,9 +172,8 @@ async def _learn_duration(session: Session, res: Resources, task: RowMapping, at
     if task["submitted_at"] is None:
         return
     key = {name: task[name] for name in ("main_account", "region", "model")}
-    limits = await store.lock_model(session, key, {}, res.clock.for_sql())
     seen = max(0.0, (at - task["submitted_at"]).total_seconds())
-    await store.set_pace(session, key, learned_seconds=schedule.learn(limits["learned_seconds"], seen), backoff=0)
+    await room.note_success(session, res, key, seconds=seen)
 
 
 def _is_forgotten(res: Resources, task: RowMapping) -> bool:

@@ -13,6 +13,7 @@ from app.lib.db import reading, transaction
 from app.lib.metrics import TASKS_RESCUED
 from app.models.tasks import State
 from app.resources import Resources
+from app.routing import room
 from app.tasks import store
 from app.tasks.finish import finish
 from app.tasks.submit import LOST_ANSWER_PAUSE_SECONDS
@@ -37,9 +38,7 @@ async def rescue_due(res: Resources, *, limit: int = 50) -> int:
         doubted = [await store.move(session, task_id, State.DOUBTFUL, reason="sender died") for task_id in lapsed]
         for main_account, region, model in sorted({(t["main_account"], t["region"], t["model"]) for t in doubted if t}):
             model_key = {"main_account": main_account, "region": region, "model": model}
-            limits = await store.lock_model(session, model_key, {}, now)
-            pause = limits["now"] + timedelta(seconds=LOST_ANSWER_PAUSE_SECONDS)
-            await store.set_pace(session, model_key, paused_until=pause)
+            await room.pause(session, res, model_key, seconds=LOST_ANSWER_PAUSE_SECONDS)
     for task_id in lapsed:
         log.warning("task.rescued", task=str(task_id))
     TASKS_RESCUED.inc(len(lapsed))

@@ -5,6 +5,7 @@ receipt means once it is written is poll's affair.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
@@ -14,15 +15,15 @@ from sqlalchemy.exc import IntegrityError
 
 from app.errors import AnswerLost, NotSent
 from app.lib import leases
-from app.lib.backoff import delay_seconds
 from app.lib.db import DatabaseAway, Session, transaction
 from app.lib.ids import new_id
 from app.lib.metrics import UPSTREAM_CALLS
 from app.models.tasks import State
 from app.resources import Resources
+from app.routing import room
 from app.routing.accounts import AccountInfo, upstream_of
 from app.routing.store import pause_account
-from app.tasks import room, schedule, store
+from app.tasks import store
 from app.tasks.finish import finish
 from app.upstream.answers import Accepted, Refused
 from app.upstream.faults import Fault
@@ -104,35 +105,41 @@ async def send(res: Resources, attempt: Attempt, *, inline: InlineWait | None = 
         )
     except NotSent:
         UPSTREAM_CALLS.labels("create", "not_sent").inc()
-        await _record_not_taken(res, attempt, reason="not_sent", pause_seconds=NOT_SENT_PAUSE_SECONDS)
+        await _hold_on(res, lambda: _record_not_taken(res, attempt, reason="not_sent", pause=NOT_SENT_PAUSE_SECONDS))
         return None
     except AnswerLost as lost:
         UPSTREAM_CALLS.labels("create", "lost").inc()
-        await record_doubtful(res, attempt, reason=lost.reason, request_id=lost.request_id)
+        reason, request_id = lost.reason, lost.request_id
+        await _hold_on(res, lambda: record_doubtful(res, attempt, reason=reason, request_id=request_id))
         return None
     match answer:
         case Accepted():
             UPSTREAM_CALLS.labels("create", "accepted").inc()
-            await _record_receipt(res, attempt, answer)
+            # should the record fail for good, this line is what is left of the receipt
+            log.info("task.received", task=str(attempt.task_id), attempt=attempt.number, upstream_task=answer.task_id)
+            await _hold_on(res, lambda: record_receipt(res, attempt, answer))
+            res.signals.wake("account")
         case Refused():
             UPSTREAM_CALLS.labels("create", answer.fault).inc()
-            await _record_refusal(res, attempt, answer, inline)
+            await _hold_on(res, lambda: _record_refusal(res, attempt, answer, inline))
     return answer
 
 
-async def _record_receipt(res: Resources, attempt: Attempt, receipt: Accepted) -> None:
-    """Write the receipt; hold on to it while the database is away, since nobody else knows it."""
-    log.info("task.received", task=str(attempt.task_id), attempt=attempt.number, upstream_task=receipt.task_id)
+async def _hold_on(res: Resources, record: Callable[[], Awaitable[object]]) -> None:
+    """Record what only we know, again and again while the database is away; every record may be repeated.
+
+    Raises:
+        DatabaseAway: it stayed away for a minute; rescue will call the task doubtful.
+    """
     give_up = res.clock.monotonic() + RECORD_FOR_SECONDS
     while True:
         try:
-            await record_receipt(res, attempt, receipt)
-            break
+            await record()
+            return
         except DatabaseAway:
             if res.clock.monotonic() >= give_up:
-                raise  # the log line above is what is left; the task becomes doubtful
+                raise
             await asyncio.sleep(RECORD_AGAIN_SECONDS)
-    res.signals.wake("account")
 
 
 async def record_receipt(res: Resources, attempt: Attempt, receipt: Accepted) -> bool:
@@ -153,6 +160,8 @@ async def record_receipt(res: Resources, attempt: Attempt, receipt: Accepted) ->
     try:
         async with transaction(res) as session:
             settled = await store.record_receipt(session, values)
+            # repeated after a commit whose answer was lost: it is there already
+            settled = settled or await store.has_receipt(session, attempt.task_id, receipt.task_id)
             if not settled:
                 await _record_orphan(session, attempt, receipt, reason="late receipt")
     except IntegrityError:
@@ -196,7 +205,7 @@ async def _record_refusal(res: Resources, attempt: Attempt, refused: Refused, in
         log.error("account.refused", account=attempt.account.name, code=refused.code, message=refused.message)
         await _pause_account(res, attempt.account, reason=refused.code)
         if inline is None or not inline.refuse():
-            await _record_not_taken(res, attempt, reason=refused.code, pause_seconds=0)
+            await _record_not_taken(res, attempt, reason=refused.code, pause=0)
             return
     is_answer = inline is not None and inline.refuse()
     shown = refused.fault is Fault.CALLER
@@ -222,16 +231,13 @@ async def _record_throttled(res: Resources, attempt: Attempt, refused: Refused) 
     async with transaction(res) as session:
         await leases.snooze(session, attempt.lease, seconds=0, failed=False, now=now)
         await store.move(session, attempt.task_id, State.QUEUED, attempt=attempt.number, reason=refused.code)
-        limits = await store.lock_model(session, key, {}, now)
-        backoff = limits["backoff"] + 1
-        pause = delay_seconds(schedule.BACKOFF_SECONDS, backoff, retry_after=refused.retry_after_seconds)
-        await store.set_pace(session, key, backoff=backoff, next_submit_at=limits["now"] + timedelta(seconds=pause))
+        await room.back_off(session, res, key, retry_after_seconds=refused.retry_after_seconds)
 
 
-async def _record_not_taken(res: Resources, attempt: Attempt, *, reason: str, pause_seconds: float) -> None:
+async def _record_not_taken(res: Resources, attempt: Attempt, *, reason: str, pause: float) -> None:
     """Certain that nothing was taken: back to the queue, due again after a pause."""
     async with transaction(res) as session:
-        await leases.snooze(session, attempt.lease, seconds=pause_seconds, now=res.clock.for_sql())
+        await leases.snooze(session, attempt.lease, seconds=pause, now=res.clock.for_sql())
         await store.move(session, attempt.task_id, State.QUEUED, attempt=attempt.number, reason=reason)
 
 
@@ -239,7 +245,6 @@ async def record_doubtful(res: Resources, attempt: Attempt, *, reason: str, requ
     """The answer was lost: nobody knows. Nothing is resent; the model pauses so that send windows stay apart."""
     log.warning("task.doubted", task=str(attempt.task_id), attempt=attempt.number, reason=reason)
     key = room.model_key(attempt.account, attempt.model)
-    now = res.clock.for_sql()
     async with transaction(res) as session:
         await leases.finish(session, attempt.lease)
         await store.move(
@@ -250,8 +255,7 @@ async def record_doubtful(res: Resources, attempt: Attempt, *, reason: str, requ
             reason=reason[:200],
             upstream_request_id=request_id,
         )
-        limits = await store.lock_model(session, key, {}, now)
-        await store.set_pace(session, key, paused_until=limits["now"] + timedelta(seconds=LOST_ANSWER_PAUSE_SECONDS))
+        await room.pause(session, res, key, seconds=LOST_ANSWER_PAUSE_SECONDS)
 
 
 async def _pause_account(res: Resources, account: AccountInfo, *, reason: str) -> None:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.test_utils import unused_port
 
@@ -185,34 +184,25 @@ class Names(AbstractResolver):
 
 
 class Canary:
-    """A server that counts who connects, and answers every request."""
+    """A server that notes every connection and request, and answers with a chirp and a cookie."""
 
     def __init__(self) -> None:
-        self.connections = 0
-        self.requests: list[web.BaseRequest] = []
-        self.port = unused_port()
+        self.connections, self.requests, self.port = 0, list[bytes](), unused_port()
 
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        self.requests.append(request)
-        return web.Response(text="chirp", headers={"Set-Cookie": "a=b"})
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                self.requests.append(await reader.readuntil(b"\r\n\r\n"))
+                writer.write(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 5\r\n\r\nchirp")
+        writer.close()
 
 
 @contextlib.asynccontextmanager
 async def listening() -> AsyncIterator[Canary]:
     canary = Canary()
-    server = web.Server(canary.answer)
-    factory = server.__call__
-
-    def counted() -> asyncio.BaseProtocol:
-        canary.connections += 1
-        return factory()
-
-    listener = await asyncio.get_running_loop().create_server(counted, "127.0.0.1", canary.port)
-    try:
+    async with await asyncio.start_server(canary.answer, "127.0.0.1", canary.port):
         yield canary
-    finally:
-        listener.close()
-        await server.shutdown()
 
 
 async def _call_both_ways(outside: Outside, url: str, expected: type[Exception]) -> None:
@@ -246,13 +236,21 @@ async def test_a_second_answer_of_dns_is_judged_like_the_first() -> None:
         await rebinding.resolve("evil.example", 443)
 
 
-@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["127.0.0.1", "::1"]])
-async def test_the_socket_refuses_an_address_that_slipped_past_the_resolver(
-    monkeypatch: pytest.MonkeyPatch, addresses: list[str]
-) -> None:
-    # The resolver wall is taken away, as if DNS had answered anew between the look-up and the connection.
-    monkeypatch.setattr(door._GuardedResolver, "resolve", lambda self, *a, **kw: self._inner.resolve(*a, **kw))
-    async with Outside(wires=Wires(resolver=Names(evil_example=[addresses]))) as outside:
+class Turncoat(Names):
+    """DNS that shows a public address to whoever looks first, and a private one to whoever connects."""
+
+    class _Answer(dict[str, object]):
+        def __getitem__(self, field: str) -> object:
+            shown = super().__getitem__(field)
+            self.update(host="127.0.0.1")
+            return shown
+
+    async def resolve(self, *args: object, **kwargs: object) -> list[ResolveResult]:
+        return [self._Answer(_resolved("evil.example", "8.8.8.8", 443)) for _ in range(2)]  # type: ignore[misc]
+
+
+async def test_the_socket_refuses_an_address_that_slipped_past_the_resolver() -> None:
+    async with Outside(wires=Wires(resolver=Turncoat())) as outside:
         await _call_both_ways(outside, "https://evil.example/", AddressRefused)
 
 
@@ -286,32 +284,17 @@ async def test_a_host_named_while_running_is_reached_on_both_ways() -> None:
             assert [chunk async for chunk in answer.aiter_raw()] == [b"chirp"]
 
 
-async def test_the_raw_way_keeps_the_query_byte_for_byte() -> None:
-    async with listening() as canary, Outside() as outside:
-        outside.allow("127.0.0.1", canary.port, "http")
-        target = "/1d/a%2Fb%20c.png?Signature=a%2Fb%2Bc%3D&x=a+b&y=%7e&Expires=1"
-        async with outside.exchange("GET", f"http://127.0.0.1:{canary.port}{target}"):
-            pass
-        assert canary.requests[0].raw_path == target
-
-
-async def test_both_ways_say_who_they_are_and_ask_for_no_encoding() -> None:
-    async with listening() as canary, Outside() as outside:
-        outside.allow("127.0.0.1", canary.port, "http")
-        await outside.client.get(f"http://127.0.0.1:{canary.port}/")
-        async with outside.exchange("GET", f"http://127.0.0.1:{canary.port}/"):
-            pass
-        for request in canary.requests:
-            assert request.headers["User-Agent"] == "dashgate"
-            assert request.headers["Accept-Encoding"] == "identity"
-
-
-async def test_no_cookie_is_kept_for_the_next_call() -> None:
+async def test_both_ways_say_who_they_are_ask_for_no_encoding_and_keep_no_cookie() -> None:
     async with listening() as canary, Outside() as outside:
         outside.allow("127.0.0.1", canary.port, "http")
         for _ in range(2):
             await outside.client.get(f"http://127.0.0.1:{canary.port}/")
-        assert "Cookie" not in canary.requests[1].headers
+            async with outside.exchange("GET", f"http://127.0.0.1:{canary.port}/"):
+                pass
+    for request in map(bytes.lower, canary.requests):
+        assert b"\r\nuser-agent: dashgate\r\n" in request
+        assert b"\r\naccept-encoding: identity\r\n" in request
+        assert b"cookie" not in request
 
 
 async def test_a_proxy_in_the_environment_hears_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,126 @@
+"""Room upstream: how many creates of a model may leave a main account now, and when. Decides under the model's lock."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import RowMapping
+
+from app.lib.backoff import delay_seconds
+from app.lib.db import Session
+from app.resources import Resources
+from app.routing import store
+from app.routing.accounts import AccountInfo
+from app.routing.catalogue import Limits, load_catalogue
+
+MOST_SLOT_WAIT_SECONDS = 1.0  # a send slot further off than this is no room: the task is queued
+DOUBTFUL_OCCUPIES_SECONDS = 900.0
+UNLEARNED_SECONDS = 120.0  # how long a model is taken to run before any of its tasks was seen to end
+LEARNING_RATE = 0.2
+BACKOFF_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)  # after a 429 on create: upstream limits recover within a minute
+UNLISTED = Limits(rps=1, running=1)  # a model whose catalogue entry went away while its tasks were queued
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """The send slots that were taken, by the database's clock, and whether other tasks wait in front."""
+
+    slots: Sequence[datetime]
+    has_queue: bool
+    now: datetime
+
+
+def model_key(account: AccountInfo, model: str) -> dict[str, str]:
+    """Return what limits belong to: main account, region, model."""
+    return {"main_account": account.main_account, "region": account.region, "model": model}
+
+
+async def take(session: Session, res: Resources, key: dict[str, str], *, wanted: int, past_queue: bool = False) -> Free:
+    """Take up to `wanted` places and their send slots, holding the model's lock until the transaction ends.
+
+    Newcomers take nothing while others are queued; the dispatcher, which serves the queue, passes `past_queue`.
+    """
+    limits = await _lock(session, res, key)
+    occupies = doubtful_occupies_seconds(limits["learned_seconds"])
+    used = await store.count_room(session, key, doubtful_seconds=occupies, now=res.clock.for_sql())
+    places = limits["running"] + limits["buffer"] - used["occupied"]
+    if limits["paused"] or places <= 0 or (used["has_queue"] and not past_queue):
+        return Free((), used["has_queue"], limits["now"])
+    rps = float(limits["rps"])
+    slots = send_slots(limits["next_submit_at"], limits["now"], rps=rps, wanted=min(wanted, places))
+    if slots:
+        await store.set_pace(session, key, next_submit_at=slots[-1] + spacing(rps))
+    return Free(slots, used["has_queue"], limits["now"])
+
+
+async def back_off(session: Session, res: Resources, key: dict[str, str], *, retry_after_seconds: float | None) -> None:
+    """After a 429: send nothing more for a while, longer each time in a row."""
+    limits = await _lock(session, res, key)
+    backoff = limits["backoff"] + 1
+    wait = timedelta(seconds=delay_seconds(BACKOFF_SECONDS, backoff, retry_after=retry_after_seconds))
+    await store.set_pace(session, key, backoff=backoff, next_submit_at=limits["now"] + wait)
+
+
+async def pause(session: Session, res: Resources, key: dict[str, str], *, seconds: float) -> None:
+    """Take no room for so long: after a lost answer, so that send windows do not overlap."""
+    limits = await _lock(session, res, key)
+    await store.set_pace(session, key, paused_until=limits["now"] + timedelta(seconds=seconds))
+
+
+async def note_success(session: Session, res: Resources, key: dict[str, str], *, seconds: float) -> None:
+    """Remember how long this model ran, and that its creates are welcome again."""
+    limits = await _lock(session, res, key)
+    await store.set_pace(session, key, learned_seconds=learn(limits["learned_seconds"], seconds), backoff=0)
+
+
+async def _lock(session: Session, res: Resources, key: dict[str, str]) -> RowMapping:
+    return await store.lock_model(session, key, _limits(res, key), res.clock.for_sql())
+
+
+def _limits(res: Resources, key: dict[str, str]) -> dict[str, float]:
+    offer = load_catalogue(res.settings.catalogue_file).find(key["model"])
+    limits = offer.regions.get(key["region"], UNLISTED) if offer else UNLISTED
+    return limits.model_dump()
+
+
+def send_slots(next_at: datetime | None, now: datetime, *, rps: float, wanted: int) -> list[datetime]:
+    """Return the instants at which up to `wanted` creates may leave, evenly spaced, none more than a second off.
+
+    >>> from datetime import UTC
+    >>> now = datetime(2026, 11, 22, tzinfo=UTC)
+    >>> [(slot - now).total_seconds() for slot in send_slots(None, now, rps=5, wanted=3)]
+    [0.0, 0.2, 0.4]
+    >>> len(send_slots(None, now, rps=5, wanted=100))
+    6
+    >>> send_slots(now + timedelta(seconds=2), now, rps=5, wanted=1)
+    []
+    """
+    first = max(next_at or now, now)
+    latest = now + timedelta(seconds=MOST_SLOT_WAIT_SECONDS)
+    slots = [first + index * spacing(rps) for index in range(min(wanted, int(rps * MOST_SLOT_WAIT_SECONDS) + 1))]
+    return [slot for slot in slots if slot <= latest]
+
+
+def spacing(rps: float) -> timedelta:
+    """Return the time between two creates at so many a second."""
+    return timedelta(seconds=1 / rps)
+
+
+def doubtful_occupies_seconds(learned_seconds: float | None) -> float:
+    """Return how long after its send window a doubtful task still counts as running upstream.
+
+    >>> doubtful_occupies_seconds(90), doubtful_occupies_seconds(3600)
+    (180.0, 900.0)
+    """
+    return min(2.0 * (learned_seconds or UNLEARNED_SECONDS), DOUBTFUL_OCCUPIES_SECONDS)
+
+
+def learn(learned_seconds: float | None, seen_seconds: float) -> float:
+    """Return the moving average of a model's durations after one more was seen.
+
+    >>> learn(None, 60), learn(60, 110)
+    (60.0, 70.0)
+    """
+    if learned_seconds is None:
+        return float(seen_seconds)
+    return learned_seconds + LEARNING_RATE * (seen_seconds - learned_seconds)
