@@ -18,13 +18,15 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all check fix bench migration clean lock
+.PHONY: help setup demo test test-all check fix bench migration clean lock
 
 ##@ Use it
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
 		/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## install into .venv
 
 demo: $(INSTALLED) ## send one image request through the whole stack and watch it; ONCE=1 ends afterwards
 	@$(VENV)/bin/dashgate demo $(if $(ONCE),--once)

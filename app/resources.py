@@ -19,8 +19,8 @@ from app.lib.db import Database, DatabaseAway, reading, transaction
 from app.lib.http import Outside
 from app.lib.signals import Signals
 from app.lib.ttl import TtlCache
-from app.models import migrating
-from app.models.store import keep_fingerprint, server_version
+from app.models.schema import newest_revision
+from app.models.store import keep_fingerprint, present_revision, server_version
 from app.settings import Settings
 
 OLDEST_POSTGRES = 150_000
@@ -80,13 +80,13 @@ async def check_ready(res: Resources) -> None:
     try:
         async with reading(res) as session:
             version = await server_version(session)
+            present = await present_revision(session)
         if version < OLDEST_POSTGRES:
             raise NotReady("E03", f"Postgres {version // 10000} is too old", "use Postgres 15 or newer")
-        present = await migrating.present_revision(res.db.engine)
-        if present != migrating.newest_revision():
+        if present != newest_revision():
             raise NotReady(
                 "E04",
-                f"the database is at schema {present or 'none'}, this version needs {migrating.newest_revision()}",
+                f"the database is at schema {present or 'none'}, this version needs {newest_revision()}",
                 "run `dashgate migrate`",
             )
         async with transaction(res) as session:

@@ -11,10 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from alembic import command
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.embedded import running_postgres
-from app.lib.db import with_driver
+from app.lib.db import Database
 from app.models.migrating import alembic_config, upgrade
 
 
@@ -29,10 +28,10 @@ def revision_id(message: str, *, day: datetime) -> str:
 
 
 async def write(message: str, url: str) -> None:
-    engine = create_async_engine(with_driver(url))
+    database = Database(url)
     try:
-        await upgrade(engine)
-        async with engine.connect() as connection:
+        await upgrade(database.engine)
+        async with database.engine.connect() as connection:
             await connection.run_sync(
                 lambda sync: command.revision(
                     alembic_config(sync),
@@ -42,7 +41,7 @@ async def write(message: str, url: str) -> None:
                 )
             )
     finally:
-        await engine.dispose()
+        await database.close()
 
 
 if __name__ == "__main__":

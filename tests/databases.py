@@ -10,10 +10,9 @@ from pathlib import Path
 
 import asyncpg
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.embedded import running_postgres, running_valkey
-from app.lib.db import with_driver
+from app.lib.db import Database
 from app.models.migrating import upgrade
 
 STATE_DIR = Path(".dashgate")
@@ -85,11 +84,11 @@ async def run_sql(url: str, statement: str) -> None:
 
 
 async def _migrate(url: str) -> None:
-    engine = create_async_engine(with_driver(url))
+    database = Database(url)
     try:
-        await upgrade(engine)
+        await upgrade(database.engine)
     finally:
-        await engine.dispose()
+        await database.close()
 
 
 def _with_database(url: str, name: str) -> str:

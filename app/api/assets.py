@@ -26,10 +26,7 @@ class FileResponse(StreamingResponse):
     """A streamed file that closes what it was opened from, also when the reader is gone before the first byte."""
 
     def __init__(self, file: OpenFile, opened: AsyncExitStack) -> None:
-        headers = {**SAFE_HEADERS, "Content-Length": str(file.size_bytes)}
-        if file.etag is not None:
-            headers["ETag"] = file.etag
-        super().__init__(file.chunks, headers=headers, media_type=file.content_type)
+        super().__init__(file.chunks, headers=_headers(file), media_type=file.content_type)
         self._opened = opened
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,7 +34,7 @@ class FileResponse(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-@router.get("/assets/{asset_id}/{name}")
+@router.api_route("/assets/{asset_id}/{name}", methods=["GET", "HEAD"])
 async def read(asset_id: str, name: str, request: Request, res: ResourcesDep) -> Response:
     """Read a file. The name is for people; the signature covers the id and the end."""
     found = find_uuid(asset_id)
@@ -48,4 +45,11 @@ async def read(asset_id: str, name: str, request: Request, res: ResourcesDep) ->
         file = await stack.enter_async_context(open_asset(res, found))
         if file.etag is not None and request.headers.get("if-none-match") == file.etag:
             return Response(status_code=304, headers={**SAFE_HEADERS, "ETag": file.etag})
+        if request.method == "HEAD":
+            return Response(headers=_headers(file), media_type=file.content_type)
         return FileResponse(file, stack.pop_all())
+
+
+def _headers(file: OpenFile) -> dict[str, str]:
+    etag = {"ETag": file.etag} if file.etag is not None else {}
+    return {**SAFE_HEADERS, "Content-Length": str(file.size_bytes), **etag}

@@ -12,6 +12,7 @@ from app.errors import InvalidParameter, TooLarge, UnsupportedMediaType
 
 LARGE_BYTES = 256 * 1024  # parsed in a thread from here on: base64 images must not stop everybody else
 _SUSPICIOUS = re.compile(rb"\\u(0000|[dD][89a-fA-F])")  # an escaped NUL, or half of a surrogate pair
+_UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
 async def read_json(request: Request, *, limit_bytes: int) -> tuple[bytes, dict[str, Any]]:
@@ -94,9 +95,18 @@ def _finite(text: str) -> float:
 
 
 def _has_unstorable(value: Any) -> bool:
-    """Walk a parsed value for text that UTF-8 or Postgres cannot hold; only called when the bytes look like it."""
-    if isinstance(value, str):
-        return "\x00" in value or any("\ud800" <= char <= "\udfff" for char in value)
-    if isinstance(value, dict):
-        return any(_has_unstorable(part) for pair in value.items() for part in pair)
-    return isinstance(value, list) and any(_has_unstorable(part) for part in value)
+    """Walk a parsed value for text that UTF-8 or Postgres cannot hold; only called when the bytes look like it.
+
+    Without recursion, because the parser goes deeper than Python's own calls may.
+    """
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            if _UNSTORABLE.search(part):
+                return True
+        elif isinstance(part, dict):
+            waiting += [*part.keys(), *part.values()]
+        elif isinstance(part, list):
+            waiting += part
+    return False

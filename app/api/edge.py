@@ -4,8 +4,10 @@ A plain ASGI layer, because every request pays for it.
 """
 
 import time
+from functools import lru_cache
 
 import structlog
+from prometheus_client import Counter, Histogram
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -52,7 +54,7 @@ class Edge:
             response = error_response(Request(scope), _named(error))
             await response(scope, receive, send_with_id)
         finally:
-            _count(scope, status, time.monotonic() - started)
+            _count(scope, status, seconds=time.monotonic() - started)
 
 
 def _named(error: Exception) -> DashgateError:
@@ -67,9 +69,16 @@ def _named(error: Exception) -> DashgateError:
     return InternalTrouble()
 
 
-def _count(scope: Scope, status: int, seconds: float) -> None:
+@lru_cache(maxsize=1_000)
+def _meters(template: str, status: int) -> tuple[Counter, Histogram]:
+    """Find the meters of a route once: looking them up costs more than using them."""
+    return REQUESTS.labels(template, status), REQUEST_SECONDS.labels(template)
+
+
+def _count(scope: Scope, status: int, *, seconds: float) -> None:
     route = scope.get("route")
     template = getattr(route, "path", NO_ROUTE)
-    REQUESTS.labels(template, status).inc()
-    REQUEST_SECONDS.labels(template).observe(seconds)
+    counter, histogram = _meters(template, status)
+    counter.inc()
+    histogram.observe(seconds)
     log.debug("request.answered", route=template, status=status, milliseconds=round(seconds * 1000, 1))

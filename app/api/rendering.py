@@ -23,8 +23,8 @@ def error_response(request: Request, error: DashgateError) -> Response:
         return Response(error.body, error.status, headers, media_type="application/json")
     path: str = request.scope["path"]  # as matched; never rebuilt from the Host header
     if path == DASHSCOPE_PREFIX or path.startswith(f"{DASHSCOPE_PREFIX}/"):
-        return _json(dashscope_error(error, request_id(request)), error.status, headers)
-    return _json(problem(error, path), error.status, headers, media_type="application/problem+json")
+        return _json(dashscope_error(error, request_id(request)), error.status, headers=headers)
+    return _json(problem(error, path), error.status, headers=headers, media_type="application/problem+json")
 
 
 def dashscope_error(error: DashgateError, request_id: str) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def request_id(request: Request) -> str:
 
 
 def _json(
-    fields: dict[str, Any], status: int, headers: dict[str, str], media_type: str = "application/json"
+    fields: dict[str, Any], status: int, *, headers: dict[str, str], media_type: str = "application/json"
 ) -> Response:
     body = json.dumps(fields, ensure_ascii=False).encode()
     return Response(body, status, headers, media_type=media_type)

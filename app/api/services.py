@@ -8,7 +8,7 @@ import structlog
 from fastapi import APIRouter, Request, Response
 
 from app.api.bodies import read_json
-from app.api.dependencies import CallerDep, ResourcesDep
+from app.api.dependencies import caller, resources
 from app.api.rendering import NO_STORE, request_id
 from app.errors import InvalidParameter, UnsupportedOperation
 from app.tasks.accept import TAG_MAX_CHARS, Call, accept
@@ -22,22 +22,23 @@ HEADER_FORM = re.compile(r"[\x20-\x7e]{1,200}")
 
 
 @router.post("/api/v1/services/{path:path}")
-async def create(path: str, request: Request, res: ResourcesDep, caller: CallerDep) -> Response:
+async def create(request: Request) -> Response:
     """Create a task (dashscope-api.md 2.7)."""
+    res, who = resources(request), await caller(request)
     if request.headers.get("x-dashscope-encryptionkey") is not None:
         raise InvalidParameter("An encrypted body cannot be read by this gateway.")
     body, fields = await read_json(request, limit_bytes=res.settings.body_limit_bytes)
-    call = _call(path, request, body, fields=fields)
+    call = _call(request, body, fields=fields)
     if request.headers.get("x-dashscope-async", "").lower() != "enable":
         raise UnsupportedOperation("This gateway takes asynchronous calls: send X-DashScope-Async: enable.")
-    task_id = str(await accept(res, caller, call))
+    task_id = str(await accept(res, who, call))
     structlog.contextvars.bind_contextvars(task=task_id)
     answer = {"request_id": call.request_id, "output": {"task_status": "PENDING", "task_id": task_id}}
     headers = {**NO_STORE, "X-Dashgate-Task-Id": task_id, "x-should-retry": "false"}
     return Response(json.dumps(answer), headers=headers, media_type="application/json")
 
 
-def _call(path: str, request: Request, body: bytes, *, fields: dict[str, Any]) -> Call:
+def _call(request: Request, body: bytes, *, fields: dict[str, Any]) -> Call:
     model, parameters = fields.get("model"), fields.get("parameters", {})
     if not isinstance(model, str) or not 0 < len(model) <= MODEL_MAX_CHARS:
         raise InvalidParameter("model must be the name of a model.")
@@ -48,7 +49,7 @@ def _call(path: str, request: Request, body: bytes, *, fields: dict[str, Any]) -
     if not all(HEADER_FORM.fullmatch(value) for value in forwarded.values()):
         raise InvalidParameter("A DashScope header has characters that cannot be passed on.")
     return Call(
-        path=path,
+        path=request.path_params["path"],
         body=body,
         model=model,
         parameters=parameters if isinstance(parameters, dict) else {},

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from app.cli.troubles import clean_errors, load_settings
+
 if TYPE_CHECKING:
     from app.simulator import Simulator, SimulatorOptions
 
@@ -26,15 +28,17 @@ def simulator(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON document when ready."),
 ) -> None:
     """Run a fake DashScope: two regions, tasks, real PNG files, limits, faults. Nothing is kept."""
-    from app.simulator import ProductionRefusedError, serve
+    with clean_errors(as_json=as_json):
+        from app.errors import CommandRefused
+        from app.simulator import ProductionRefusedError, serve
 
-    announce = _print_json if as_json else _print_lines
-    try:
-        options = make_options(hostile=hostile, seed=seed, scale=scale)
-        asyncio.run(serve(options, host=host, port=port, control_port=control_port, announce=announce))
-    except (ProductionRefusedError, ValueError, OSError) as error:  # OSError: a port is taken, the address is not ours
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from error
+        announce = _print_json if as_json else _print_lines
+        try:
+            environment = load_settings().environment
+            options = make_options(hostile=hostile, seed=seed, scale=scale, environment=environment)
+            asyncio.run(serve(options, host=host, port=port, control_port=control_port, announce=announce))
+        except (ProductionRefusedError, ValueError) as error:
+            raise CommandRefused(str(error)) from error
 
 
 def make_options(

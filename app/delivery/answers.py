@@ -4,16 +4,15 @@ Read from Postgres alone. Owns the shapes of dashscope-api.md 2.8; knows no HTTP
 """
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import RowMapping
-
 from app.delivery.links import LinkedAsset, link_to
 from app.lib.clock import in_upstream_form
 from app.lib.crypto import unpack
-from app.lib.db import reading
+from app.lib.db import direct_reading
 from app.lib.ids import find_uuid
 from app.models.assets import AssetState
 from app.models.tasks import State
@@ -45,7 +44,7 @@ async def task_answer(res: Resources, team_id: UUID, asked_id: str, *, request_i
 async def _read(res: Resources, team_id: UUID, asked_id: str, *, task_id: UUID | None, cache_key: str) -> bytes:
     row = None
     if task_id is not None:
-        async with reading(res) as session:
+        async with direct_reading(res) as session:
             row = await find_answer(session, team_id, task_id)
     if row is None:
         return _bytes({"output": {"task_id": asked_id[:ECHOED_ID_MAX_CHARS], "task_status": "UNKNOWN"}})
@@ -56,7 +55,7 @@ async def _read(res: Resources, team_id: UUID, asked_id: str, *, task_id: UUID |
     return rest
 
 
-def _under_way(task_id: str, row: RowMapping) -> dict[str, Any]:
+def _under_way(task_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
     output = {
         "task_id": task_id,
         "task_status": upstream_word(State(row["state"])),
@@ -67,20 +66,20 @@ def _under_way(task_id: str, row: RowMapping) -> dict[str, Any]:
     return output
 
 
-async def _ended(res: Resources, team_id: UUID, task_id: str, row: RowMapping) -> dict[str, Any]:
+async def _ended(res: Resources, team_id: UUID, task_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
     """The upstream's own final answer where there is one, else ours in its shape; both without a request id."""
     answer = _opened(res, task_id, row)
     output = answer.get("output")
     if not isinstance(output, dict):
         return {"output": _ending(task_id, row)}
     output["task_id"] = task_id
-    assets = row["assets"] or []
+    assets = json.loads(row["assets"] or "[]")
     replace_links(output, {asset["json_path"]: await link_to(res, _linked(res, team_id, asset)) for asset in assets})
     answer.pop("request_id", None)
     return answer
 
 
-def _ending(task_id: str, row: RowMapping) -> dict[str, Any]:
+def _ending(task_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
     finished_at: datetime = row["finished_at"]
     output = {**_under_way(task_id, row), "end_time": in_upstream_form(finished_at)}
     if row["code"] is not None:
@@ -88,7 +87,7 @@ def _ending(task_id: str, row: RowMapping) -> dict[str, Any]:
     return output
 
 
-def _opened(res: Resources, task_id: str, row: RowMapping) -> dict[str, Any]:
+def _opened(res: Resources, task_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
     if row["answer"] is None:
         return {}
     answer = json.loads(unpack(res.keyring.open(row["answer"], place=f"task_bodies.answer:{task_id}")))
@@ -110,4 +109,5 @@ def _linked(res: Resources, team_id: UUID, asset: dict[str, Any]) -> LinkedAsset
 
 
 def _bytes(fields: dict[str, Any]) -> bytes:
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    # A cut upstream text may end in half of a surrogate pair, which UTF-8 does not have; JSON has its escape.
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")

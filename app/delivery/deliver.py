@@ -3,7 +3,6 @@
 Owns what becomes of each asset. A task never fails by its delivery: its last file ends it, or the grace does.
 """
 
-import asyncio
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -17,6 +16,7 @@ from app.errors import DashgateError
 from app.lib import leases
 from app.lib.backoff import delay_seconds
 from app.lib.db import Session, reading, transaction
+from app.lib.loop import side_by_side
 from app.lib.metrics import ASSET_BYTES, ASSETS_FAILED, ASSETS_STORED, LEASES_LOST
 from app.models.assets import AssetState
 from app.models.tasks import State
@@ -68,7 +68,7 @@ async def deliver_due(res: Resources, *, limit: int = 8) -> int:
             monotonic=res.clock.monotonic(),
             now=res.clock.for_sql(),
         )
-    await asyncio.gather(*(_deliver(res, lease) for lease in claimed))
+    await side_by_side(_deliver(res, lease) for lease in claimed)
     return len(claimed)
 
 

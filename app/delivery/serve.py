@@ -32,7 +32,7 @@ async def open_asset(res: Resources, asset_id: UUID) -> AsyncIterator[OpenFile]:
 
     Raises:
         NotFound: there is no such asset.
-        Gone: it was never stored, and the upstream's link is dead.
+        Gone: it was never stored, and the upstream's link is dead or leads to no file we pass on.
         FileAway: its storage does not give it now.
     """
     async with reading(res) as session:
@@ -69,7 +69,7 @@ async def _from_upstream(res: Resources, asset: RowMapping) -> AsyncIterator[Ope
             source = await stack.enter_async_context(
                 download.open_source(res.outside, url, limits=limits, clock=res.clock)
             )
-        except (download.SourceGone, download.LinkExpired):
+        except (download.SourceGone, download.SourceRefused, download.LinkExpired):
             raise Gone() from None
         except download.NoImage as trouble:
             raise FileAway() from trouble

@@ -67,10 +67,10 @@ def running_postgres(
     with open_instance(state_dir, "postgres", user=user, throwaway=not durable, announce=announce) as instance:
         programs = postgres_programs(instance.home, user)
         data = _prepare_data(instance, programs, durable=durable)
-        process = _start(instance, programs, data, durable=durable)
+        process = _start(instance, programs, data=data, durable=durable)
         try:
             process.wait_until(lambda: _reports_ready(data, process.pid))
-            _check_ours(process, programs, data)
+            _check_ours(process, programs, data=data)
             yield PostgresServer(instance.socket_dir, data, instance.log_path, process.pid)
         finally:
             process.stop()
@@ -98,7 +98,7 @@ def _prepare_data(instance: Instance, programs: Path, *, durable: bool) -> Path:
     return data
 
 
-def _start(instance: Instance, programs: Path, data: Path, *, durable: bool) -> ServerProcess:
+def _start(instance: Instance, programs: Path, *, data: Path, durable: bool) -> ServerProcess:
     settings = SETTINGS | {"unix_socket_directories": str(instance.socket_dir)} | ({} if durable else UNSAFE_SETTINGS)
     for stale in instance.socket_dir.glob(".s.PGSQL.*"):
         stale.unlink()
@@ -118,7 +118,7 @@ def _reports_ready(data: Path, pid: int) -> bool:
     return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
 
-def _check_ours(process: ServerProcess, programs: Path, data: Path) -> None:
+def _check_ours(process: ServerProcess, programs: Path, *, data: Path) -> None:
     """Ask the server behind our socket whose data it serves."""
     where = ["-h", str(process.instance.socket_dir), "-p", str(PORT), "-U", SUPERUSER, "-d", SUPERUSER]
     answer = subprocess.run(

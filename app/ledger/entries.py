@@ -20,19 +20,19 @@ async def record_usage(
 ) -> None:
     """Write one line per counted unit of a task that the upstream reported; written once, however often called."""
     for usage in usages:
-        await _record(session, task, EntryKind.USAGE, usage=usage, request_id=request_id, at=at, zone=zone)
+        await _record(session, task, EntryKind.USAGE, usage=usage, request_id=request_id, at=at.astimezone(zone))
 
 
 async def record_presumed(session: Session, task: RowMapping, *, at: datetime, zone: ZoneInfo) -> None:
     """Write what an expired task may have cost: the most it could make, apart from the bill."""
     usage = Usage("image", Decimal(task["most"]))
-    await _record(session, task, EntryKind.PRESUMED, usage=usage, request_id=None, at=at, zone=zone)
+    await _record(session, task, EntryKind.PRESUMED, usage=usage, request_id=None, at=at.astimezone(zone))
 
 
 async def record_uncertain(session: Session, task: RowMapping, *, at: datetime, zone: ZoneInfo) -> None:
     """Write what a task of unknown outcome may have cost: the most it could make, apart from the bill."""
     usage = Usage("image", Decimal(task["most"]))
-    await _record(session, task, EntryKind.UNCERTAIN, usage=usage, request_id=None, at=at, zone=zone)
+    await _record(session, task, EntryKind.UNCERTAIN, usage=usage, request_id=None, at=at.astimezone(zone))
 
 
 async def _record(
@@ -43,8 +43,8 @@ async def _record(
     usage: Usage,
     request_id: str | None,
     at: datetime,
-    zone: ZoneInfo,
 ) -> UUID | None:
+    """Write a line and add it to its day's sums; `at` is in the zone whose days are billed."""
     entry_id = new_id()
     values = {
         "id": entry_id,
@@ -67,5 +67,5 @@ async def _record(
     }
     if not await store.insert_entry(session, values):
         return None
-    await store.add_to_day(session, at.astimezone(zone).date(), values)
+    await store.add_to_day(session, at.date(), values)
     return entry_id

@@ -1,4 +1,4 @@
-"""A step, repeated: the dumb loop around every worker step.
+"""A step, repeated: the dumb loop around every worker step, and several things done at once within one.
 
 Runs a step until it says there is nothing to do, then waits for a wake-up, the idle time or the stop, whichever comes
 first. Knows nothing of what the step does; a step that raises is logged and tried again later, so that one bad row
@@ -6,11 +6,14 @@ cannot take the worker down.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar, cast
 
 import structlog
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 ERROR_PAUSE_SECONDS = 2.0
 
@@ -31,6 +34,18 @@ async def run_loop(
             pause = ERROR_PAUSE_SECONDS
         if pause:
             await _first_of(wake, stop, timeout_seconds=pause)
+
+
+async def side_by_side(works: Iterable[Awaitable[T]]) -> list[T]:
+    """Do several things at once and wait for all of them; then raise the first error, if there was one.
+
+    Unlike a bare gather, nothing is left running behind the caller's back when one of them fails.
+    """
+    results = await asyncio.gather(*works, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return cast(list[T], results)
 
 
 async def _first_of(*events: asyncio.Event, timeout_seconds: float) -> None:

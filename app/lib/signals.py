@@ -7,18 +7,21 @@ costs one short wait a second, not one per request.
 Keys: `dashgate:status:<key>` life 1 s, owner `put_status`. Channels: `dashgate:wake:<kind>`, one per kind of work.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import structlog
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from app.lib.ttl import TtlCache
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 log = structlog.get_logger()
 
@@ -28,7 +31,6 @@ STATUS_LIFE_MS = 1_000
 MOST_STATUSES = 10_000
 _CHANNEL = "dashgate:wake:"
 _STATUS = "dashgate:status:"
-_AWAY = (RedisError, OSError, TimeoutError)
 
 
 class Signals:
@@ -36,8 +38,13 @@ class Signals:
 
     def __init__(self, url: str | None) -> None:
         self._redis: Redis | None = None
+        self._away: tuple[type[Exception], ...] = (OSError, TimeoutError)
         if url is not None:
-            self._redis = Redis.from_url(url, socket_timeout=CALL_SECONDS, socket_connect_timeout=CALL_SECONDS)
+            # eight megabytes that a process without Redis need not hold
+            import redis.asyncio  # noqa: PLC0415
+
+            self._away = (redis.RedisError, *self._away)
+            self._redis = redis.asyncio.Redis.from_url(url, socket_timeout=CALL_SECONDS, socket_connect_timeout=CALL_SECONDS)
         self._listeners: list[Mapping[str, asyncio.Event]] = []
         self._to_wake: set[str] = set()
         self._has_wakes = asyncio.Event()
@@ -82,8 +89,8 @@ class Signals:
                 if self._redis is None:
                     await stop.wait()
                     continue
-                with contextlib.suppress(*_AWAY):
-                    await self._hear(self._redis, wakes, stop)
+                with contextlib.suppress(*self._away):
+                    await self._hear(self._redis, wakes, stop=stop)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), LEFT_ALONE_SECONDS)
         finally:
@@ -95,7 +102,7 @@ class Signals:
             return self._statuses.find_fresh(key)
         try:
             found = await self._redis.get(_STATUS + key)
-        except _AWAY as error:
+        except self._away as error:
             self._leave_alone(error)
             return None
         return found if isinstance(found, bytes) else None
@@ -107,7 +114,7 @@ class Signals:
             return
         try:
             await self._redis.set(_STATUS + key, answer, px=STATUS_LIFE_MS)
-        except _AWAY as error:
+        except self._away as error:
             self._leave_alone(error)
 
     async def check(self) -> str:
@@ -133,10 +140,10 @@ class Signals:
                     break
                 try:
                     await redis.publish(_CHANNEL + kind, b"")
-                except _AWAY as error:
+                except self._away as error:
                     self._leave_alone(error)
 
-    async def _hear(self, redis: Redis, wakes: Mapping[str, asyncio.Event], stop: asyncio.Event) -> None:
+    async def _hear(self, redis: Redis, wakes: Mapping[str, asyncio.Event], *, stop: asyncio.Event) -> None:
         async with redis.pubsub(ignore_subscribe_messages=True) as channel:
             await channel.subscribe(*(_CHANNEL + kind for kind in wakes))
             for event in wakes.values():

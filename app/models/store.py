@@ -17,6 +17,12 @@ async def keep_fingerprint(session: Session, fingerprint: str) -> str:
     return str(await session.scalar(select(Installation.value).where(Installation.name == FINGERPRINT)))
 
 
+async def present_revision(session: Session) -> str | None:
+    """Return the schema revision the database is at, or None when it was never migrated."""
+    known = await session.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL"))
+    return await session.scalar(text("SELECT version_num FROM alembic_version")) if known else None
+
+
 async def server_version(session: Session) -> int:
     """Return the server's version as a number, e.g. 150018: also a real round trip for health checks."""
     return int(await session.scalar(text("SELECT current_setting('server_version_num')")) or 0)

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from app.errors import CommandRefused, UpstreamAccountAtFault
 from app.lib import leases
-from app.lib.db import reading, transaction
+from app.lib.db import Session, reading, transaction
 from app.lib.ids import new_id
 from app.resources import Resources, allow_base_url
 from app.routing import store
@@ -59,11 +59,8 @@ async def add_account(res: Resources, new: NewAccount) -> UUID:
     Raises:
         CommandRefused: the name is taken, the base URL is not a native base, or the key is a subscription key.
     """
-    if not new.base_url.startswith(("http://", "https://")) or not new.base_url.rstrip("/").endswith("/api/v1"):
-        raise CommandRefused("The base URL must begin with http(s):// and end in /api/v1.")
-    if new.api_key.startswith(SUBSCRIPTION_PREFIX):
-        raise CommandRefused("A subscription key (sk-sp-…) must not be used by a gateway; use a pay-as-you-go key.")
-    account_id, key_id = new_id(), new_id()
+    _check_new(new)
+    account_id = new_id()
     main_account = new.main_account or new.name
     values = {
         "id": account_id,
@@ -78,10 +75,30 @@ async def add_account(res: Resources, new: NewAccount) -> UUID:
         await leases.enqueue(session, "account", key=f"{main_account}/{new.region}", now=res.clock.for_sql())
         if not await store.insert_account(session, values):
             raise CommandRefused(f"There is already an account named {new.name}.")
-        secret = res.keyring.seal(new.api_key.encode(), place=f"account_keys.secret:{key_id}")
-        await store.insert_account_key(session, {"id": key_id, "account_id": account_id, "secret": secret})
+        await _insert_key(session, res, account_id, new.api_key)
     res.accounts.clear()
     return account_id
+
+
+async def renew_account(res: Resources, new: NewAccount) -> UUID:
+    """Add an account, or bring the one of that name to another base URL, file hosts and key; return its id.
+
+    Raises:
+        CommandRefused: as `add_account`; or it has another region or main account: its tasks are bound to them.
+    """
+    known = next((account for account in await all_accounts(res) if account.name == new.name), None)
+    if known is None:
+        return await add_account(res, new)
+    _check_new(new)
+    if (known.region, known.main_account) != (new.region, new.main_account or new.name):
+        raise CommandRefused(f"The account {new.name} is another one: in {known.region}, of {known.main_account}.")
+    values = {"base_url": new.base_url.rstrip("/"), "workspace": new.workspace, "file_hosts": list(new.file_hosts)}
+    async with transaction(res) as session:
+        await store.update_account(session, known.id, values)
+        if new.api_key != known.key:
+            await _insert_key(session, res, known.id, new.api_key)
+    res.accounts.clear()
+    return known.id
 
 
 async def all_accounts(res: Resources) -> Sequence[AccountInfo]:
@@ -134,6 +151,19 @@ async def get_account_by_name(res: Resources, name: str) -> AccountInfo:
         if account.name == name:
             return account
     raise CommandRefused(f"There is no account named {name}.")
+
+
+def _check_new(new: NewAccount) -> None:
+    if not new.base_url.startswith(("http://", "https://")) or not new.base_url.rstrip("/").endswith("/api/v1"):
+        raise CommandRefused("The base URL must begin with http(s):// and end in /api/v1.")
+    if new.api_key.startswith(SUBSCRIPTION_PREFIX):
+        raise CommandRefused("A subscription key (sk-sp-…) must not be used by a gateway; use a pay-as-you-go key.")
+
+
+async def _insert_key(session: Session, res: Resources, account_id: UUID, key: str) -> None:
+    key_id = new_id()
+    secret = res.keyring.seal(key.encode(), place=f"account_keys.secret:{key_id}")
+    await store.insert_account_key(session, {"id": key_id, "account_id": account_id, "secret": secret})
 
 
 async def _load(res: Resources) -> Sequence[AccountInfo]:

@@ -1,13 +1,12 @@
 """Room upstream: how many creates of a model may leave a main account now, and when. Decides under the model's lock."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-
-from sqlalchemy import RowMapping
+from typing import Any
 
 from app.lib.backoff import delay_seconds
-from app.lib.db import Session
+from app.lib.db import AnySession, Session
 from app.resources import Resources
 from app.routing import store
 from app.routing.accounts import AccountInfo
@@ -35,7 +34,9 @@ def model_key(account: AccountInfo, model: str) -> dict[str, str]:
     return {"main_account": account.main_account, "region": account.region, "model": model}
 
 
-async def take(session: Session, res: Resources, key: dict[str, str], *, wanted: int, past_queue: bool = False) -> Free:
+async def take(
+    session: AnySession, res: Resources, key: dict[str, str], *, wanted: int, past_queue: bool = False
+) -> Free:
     """Take up to `wanted` places and their send slots, holding the model's lock until the transaction ends.
 
     Newcomers take nothing while others are queued; the dispatcher, which serves the queue, passes `past_queue`.
@@ -49,7 +50,7 @@ async def take(session: Session, res: Resources, key: dict[str, str], *, wanted:
     rps = float(limits["rps"])
     slots = send_slots(limits["next_submit_at"], limits["now"], rps=rps, wanted=min(wanted, places))
     if slots:
-        await store.set_pace(session, key, next_submit_at=slots[-1] + spacing(rps))
+        await store.set_next_submit(session, key, next_submit_at=slots[-1] + spacing(rps))
     return Free(slots, used["has_queue"], limits["now"])
 
 
@@ -73,7 +74,7 @@ async def note_success(session: Session, res: Resources, key: dict[str, str], *,
     await store.set_pace(session, key, learned_seconds=learn(limits["learned_seconds"], seconds), backoff=0)
 
 
-async def _lock(session: Session, res: Resources, key: dict[str, str]) -> RowMapping:
+async def _lock(session: AnySession, res: Resources, key: dict[str, str]) -> Mapping[str, Any]:
     return await store.lock_model(session, key, _limits(res, key), res.clock.for_sql())
 
 

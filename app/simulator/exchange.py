@@ -44,7 +44,7 @@ class Exchange:
         """Release, and let nothing wait any more."""
         self._released.set()
 
-    async def answer(self, request: Request, operation: Operation, meaning: Meaning) -> Response:
+    async def answer(self, request: Request, operation: Operation, *, meaning: Meaning) -> Response:
         """Carry one request through.
 
         Where a fault lets the request take effect, that comes first: the task is made, only the answer suffers.
@@ -58,7 +58,7 @@ class Exchange:
         reply = self._act(visit, meaning) if fault is None or fault.processed else None
         if fault is not None:
             visit.entry.fault = fault.kind.value
-            reply = await self._spoil(fault, visit, operation)
+            reply = await self._spoil(fault, visit, operation=operation)
         await self._pause(self.world.dice.uniform(0, self.world.options.hostility.slowness_seconds))
         if reply is None:
             return NoAnswer()
@@ -95,7 +95,7 @@ class Exchange:
         except Problem as problem:
             return _refusal(problem, visit)
 
-    async def _spoil(self, fault: Fault, visit: Visit, operation: Operation) -> Reply | None:
+    async def _spoil(self, fault: Fault, visit: Visit, *, operation: Operation) -> Reply | None:
         """Return the answer that the fault leaves, or None for no answer at all."""
         match fault.kind:
             case FaultKind.THROTTLED:

@@ -109,7 +109,7 @@ class FaultBook:
         return None
 
 
-def roll(hostility: Hostility, operation: Operation, dice: random.Random) -> Fault | None:
+def roll(hostility: Hostility, operation: Operation, *, dice: random.Random) -> Fault | None:
     """Let chance decide whether this request is refused before it takes effect."""
     match operation:
         case Operation.CREATE:

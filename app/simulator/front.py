@@ -25,7 +25,7 @@ def create_front(exchange: Exchange) -> Starlette:
     """Make the ASGI app of the public port."""
 
     def route(path: str, operation: Operation, meaning: Meaning, *, methods: tuple[str, ...] = ("GET",)) -> Route:
-        return Route(path, _endpoint(exchange, operation, meaning), methods=list(methods))
+        return Route(path, _endpoint(exchange, operation, meaning=meaning), methods=list(methods))
 
     base = native_path("{region}")
     app = Starlette(
@@ -44,8 +44,10 @@ def create_front(exchange: Exchange) -> Starlette:
     return app
 
 
-def _endpoint(exchange: Exchange, operation: Operation, meaning: Meaning) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(
+    exchange: Exchange, operation: Operation, *, meaning: Meaning
+) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        return await exchange.answer(request, operation, meaning)
+        return await exchange.answer(request, operation, meaning=meaning)
 
     return endpoint

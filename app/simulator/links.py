@@ -29,7 +29,7 @@ class LinkRefusedError(Exception):
         self.message = message
 
 
-def make_link(region: str, task_id: str, index: int, *, made_at: float, expires: int) -> tuple[str, str]:
+def make_link(region: str, task_id: str, *, index: int, made_at: float, expires: int) -> tuple[str, str]:
     """Return path and query of the link to one file.
 
     Among the names a file could have, the first whose signature contains a slash is taken. Then every link has `%2F`

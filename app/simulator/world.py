@@ -118,7 +118,7 @@ class World:
 
     def next_fault(self, operation: Operation, region: str) -> Fault | None:
         """Return what must go wrong with this request: scripted faults first, then chance."""
-        return self.faults.take(operation, region) or roll(self.options.hostility, operation, self.dice)
+        return self.faults.take(operation, region) or roll(self.options.hostility, operation, dice=self.dice)
 
     def _shows(self, key: SimulatorKey, task: Task) -> bool:
         """The documentation leaves open whether the 24 h begin with creation or end: the stricter reading is played."""
@@ -138,7 +138,7 @@ class World:
         expires = int(made_at + self.options.link_seconds)
         pictures = []
         for index in range(task.order.image_count):
-            path, query = make_link(task.region, task.id, index, made_at=made_at, expires=expires)
+            path, query = make_link(task.region, task.id, index=index, made_at=made_at, expires=expires)
             pictures.append(Picture(task.id, index, task.order, path, query))
             self._files[path] = pictures[-1]
         task.pictures = tuple(pictures)

@@ -15,7 +15,7 @@ import structlog
 
 from app.errors import InvalidParameter, ModelNotFound, UpstreamAccountAtFault, UpstreamRefused
 from app.lib.crypto import pack
-from app.lib.db import Session, transaction
+from app.lib.db import DirectSession, direct_transaction
 from app.lib.ids import new_id
 from app.models.tasks import State
 from app.resources import Resources
@@ -69,7 +69,7 @@ async def accept(res: Resources, caller: Caller, call: Call) -> UUID:
     offer = _offer(res, call)
     account = await _account(res, caller, call, offer)
     task_id = new_id()
-    async with transaction(res) as session:
+    async with direct_transaction(res) as session:
         attempt = await _record(session, res, caller, call=call, account=account, task_id=task_id)
     log.info(
         "task.accepted",
@@ -103,7 +103,7 @@ async def _account(res: Resources, caller: Caller, call: Call, offer: Offer) -> 
 
 
 async def _record(
-    session: Session, res: Resources, caller: Caller, *, call: Call, account: AccountInfo, task_id: UUID
+    session: DirectSession, res: Resources, caller: Caller, *, call: Call, account: AccountInfo, task_id: UUID
 ) -> Attempt | None:
     """Insert the task; return its marked attempt, or None when it is queued."""
     offer = _offer(res, call)

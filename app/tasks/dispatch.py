@@ -3,7 +3,6 @@
 Owns which queued task goes next; the call itself is submit's.
 """
 
-import asyncio
 from datetime import datetime, timedelta
 
 import structlog
@@ -11,6 +10,7 @@ import structlog
 from app.lib.crypto import unpack
 from app.lib.db import Session, reading, transaction
 from app.lib.ids import new_id
+from app.lib.loop import side_by_side
 from app.resources import Resources
 from app.routing import room
 from app.routing.accounts import AccountInfo, all_accounts
@@ -44,7 +44,7 @@ async def _dispatch_model(res: Resources, model_key: dict[str, str], *, limit: i
         return 0
     async with transaction(res) as session:
         attempts = await _mark(session, res, account, model_key=model_key, limit=limit)
-    await asyncio.gather(*(res.calls.start(send(res, attempt)) for attempt in attempts))
+    await side_by_side(res.calls.start(send(res, attempt)) for attempt in attempts)
     return len(attempts)
 
 

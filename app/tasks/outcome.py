@@ -127,7 +127,7 @@ def _asset(res: Resources, task: RowMapping, position: int, artifact: Artifact) 
         "team_id": task["team_id"],
         "position": position,
         "json_path": artifact.json_path,
-        "source": res.keyring.seal(artifact.url.encode(), place=f"assets.source:{asset_id}"),
+        "source": res.keyring.seal(artifact.url.encode("utf-8", "backslashreplace"), place=f"assets.source:{asset_id}"),
         "source_expires_at": datetime.fromtimestamp(expiry, UTC) if expiry else task["made_at"] + retention,
         "state": "waiting",
         "place_id": task["place_id"],

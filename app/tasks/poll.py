@@ -15,6 +15,7 @@ from sqlalchemy import RowMapping
 from app.errors import CouldNotFindOut, DashgateError
 from app.lib import leases
 from app.lib.db import reading, transaction
+from app.lib.loop import side_by_side
 from app.lib.metrics import LEASES_LOST, UPSTREAM_CALLS
 from app.lib.pace import Pace
 from app.resources import Resources
@@ -52,8 +53,7 @@ async def poll_due(res: Resources, *, watches: Watches) -> int:
     A crash anywhere leaves the leases to lapse; a successor reads the same tasks from the same index.
     """
     await _keep_leases(res, watches)
-    learned = await asyncio.gather(*(_poll_account(res, key, watch) for key, watch in watches.items()))
-    return sum(learned)
+    return sum(await side_by_side(_poll_account(res, key, watch) for key, watch in watches.items()))
 
 
 async def release(res: Resources, *, watches: Watches) -> None:
@@ -110,7 +110,7 @@ async def _look_at(res: Resources, watch: Watch, tasks: Sequence[RowMapping]) ->
                 return False  # not ours any more: a successor may be asking
             return await _look(res, watch, task)
 
-    return sum(await asyncio.gather(*(look(task) for task in tasks)))
+    return sum(await side_by_side(look(task) for task in tasks))
 
 
 async def _look(res: Resources, watch: Watch, task: RowMapping) -> bool:

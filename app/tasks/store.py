@@ -4,7 +4,7 @@ Every change of state goes through `move` or one of the two statements of the cr
 over exactly the moves of states.py, and each writes its event.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,14 +14,14 @@ from sqlalchemy import RowMapping, and_, func, literal, or_, select, text, true,
 from sqlalchemy.dialects.postgresql import insert
 
 from app.lib import leases
-from app.lib.db import Session
+from app.lib.db import AnySession, Session, Statement, fetch, run
 from app.models import Account, Asset, Task, TaskBody, TaskEvent, Team, UpstreamOrphan, Work
 from app.models.tasks import State
 from app.tasks.states import may_reach
 
 _NOW = "coalesce(cast(:now AS timestamptz), now())"
 
-_INSERT = text(f"""
+_INSERT = Statement(f"""
     WITH task AS (
         INSERT INTO tasks (id, team_id, api_key_id, mode, upstream_call, state, attempt, model, path, region,
                            account_id, main_account, account_key_id, place_id, tag, most, request_id, created_at,
@@ -34,7 +34,7 @@ _INSERT = text(f"""
         RETURNING id, attempt, state, created_at
     ), body AS (
         INSERT INTO task_bodies (task_id, headers, request)
-        SELECT id, cast(:headers AS jsonb), :request FROM task
+        SELECT id, cast(cast(:headers AS text) AS jsonb), :request FROM task
     ), event AS (
         INSERT INTO task_events (task_id, attempt, state, at) SELECT id, attempt, state, created_at FROM task
     ), due AS (
@@ -43,11 +43,11 @@ _INSERT = text(f"""
                 {_NOW} + make_interval(secs => :queue_seconds), :lease_id, cast(:lease_until AS timestamptz),
                 :attempt, :attempt)
     )
-    SELECT created_at FROM task
+    SELECT 1
 """)  # noqa: S608
 
 # The work row is deleted first (lock order: work, tasks): the UPDATE's condition makes it wait for `gone`.
-_RECEIPT = text(f"""
+_RECEIPT = Statement(f"""
     WITH gone AS (
         DELETE FROM work WHERE kind = 'submit' AND key = :key AND epoch = :epoch RETURNING 1
     ), task AS (
@@ -60,7 +60,7 @@ _RECEIPT = text(f"""
         INSERT INTO task_events (task_id, attempt, state, at, reason)
         SELECT id, attempt, state, {_NOW}, :reason FROM task
     )
-    SELECT count(*) FROM task
+    SELECT count(*) AS settled FROM task
 """)  # noqa: S608
 
 _CLAIM_QUEUED = text(f"""
@@ -92,34 +92,33 @@ _CLAIM_LAPSED = text(f"""
 """)  # noqa: S608
 
 
-_FIND_ANSWER = text("""
+_FIND_ANSWER = Statement("""
     SELECT tasks.state, tasks.created_at, tasks.started_at, tasks.finished_at, tasks.code, tasks.message,
            CASE WHEN tasks.finished_at IS NOT NULL
                 THEN (SELECT answer FROM task_bodies WHERE task_id = tasks.id) END AS answer,
-           CASE WHEN tasks.state = 'succeeded' THEN (
+           CASE WHEN tasks.state = 'succeeded' THEN cast((
                SELECT json_agg(json_build_object(
                    'id', assets.id, 'json_path', assets.json_path, 'state', assets.state, 'position', assets.position,
                    'object_key', assets.object_key, 'place_id', assets.place_id, 'content_type', assets.content_type,
                    'source', encode(assets.source, 'hex')) ORDER BY assets.position)
-               FROM assets WHERE assets.task_id = tasks.id) END AS assets
+               FROM assets WHERE assets.task_id = tasks.id) AS text) END AS assets
     FROM tasks
     WHERE tasks.id = :id AND tasks.team_id = :team_id AND NOT tasks.refused_inline
 """)
 
 
-async def insert_task(session: Session, values: dict[str, Any]) -> datetime:
-    """Insert a task with its body, its first event and its work, in one statement; return its created_at."""
-    created_at: datetime = (await session.execute(_INSERT, values)).scalar_one()
-    return created_at
+async def insert_task(session: AnySession, values: dict[str, Any]) -> None:
+    """Insert a task with its body, its first event and its work, in one statement."""
+    await run(session, _INSERT, values)
 
 
-async def record_receipt(session: Session, values: dict[str, Any]) -> bool:
+async def record_receipt(session: AnySession, values: dict[str, Any]) -> bool:
     """Write the upstream's task id; False: the task had moved on, and the id is an orphan.
 
     Raises:
-        IntegrityError: the id is already another task's.
+        Duplicate: the id is already another task's.
     """
-    return bool((await session.execute(_RECEIPT, values)).scalar_one())
+    return bool((await fetch(session, _RECEIPT, values))[0]["settled"])
 
 
 async def has_receipt(session: Session, task_id: UUID, upstream_task_id: str) -> bool:
@@ -275,9 +274,10 @@ async def forget_requests_all_teams(session: Session, *, before: datetime, limit
     return done.rowcount
 
 
-async def find_answer(session: Session, team_id: UUID, task_id: UUID) -> RowMapping | None:
-    """Read what a team may know of its task: its row, and once it ended its sealed answer and its assets."""
-    return (await session.execute(_FIND_ANSWER, {"team_id": team_id, "id": task_id})).mappings().one_or_none()
+async def find_answer(session: AnySession, team_id: UUID, task_id: UUID) -> Mapping[str, Any] | None:
+    """Read what a team may know of its task: its row, and once it ended its sealed answer and its assets as JSON."""
+    rows = await fetch(session, _FIND_ANSWER, {"team_id": team_id, "id": task_id})
+    return rows[0] if rows else None
 
 
 async def find_task_all_teams(session: Session, task_id: UUID) -> RowMapping | None:

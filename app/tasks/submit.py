@@ -11,11 +11,10 @@ from datetime import timedelta
 from uuid import UUID
 
 import structlog
-from sqlalchemy.exc import IntegrityError
 
 from app.errors import AnswerLost, NotSent
 from app.lib import leases
-from app.lib.db import DatabaseAway, Session, transaction
+from app.lib.db import DatabaseAway, Duplicate, Session, direct_transaction, transaction
 from app.lib.ids import new_id
 from app.lib.metrics import UPSTREAM_CALLS
 from app.models.tasks import State
@@ -158,13 +157,10 @@ async def record_receipt(res: Resources, attempt: Attempt, receipt: Accepted) ->
         "now": res.clock.for_sql(),
     }
     try:
-        async with transaction(res) as session:
+        async with direct_transaction(res) as session:
             settled = await store.record_receipt(session, values)
-            # repeated after a commit whose answer was lost: it is there already
-            settled = settled or await store.has_receipt(session, attempt.task_id, receipt.task_id)
-            if not settled:
-                await _record_orphan(session, attempt, receipt, reason="late receipt")
-    except IntegrityError:
+        return settled or await _record_late(res, attempt, receipt)
+    except Duplicate:
         # The id is already another task's: nobody can say whose it is.
         log.error("task.receipt_stolen", task=str(attempt.task_id), upstream_task=receipt.task_id)
         async with transaction(res) as session:
@@ -178,7 +174,15 @@ async def record_receipt(res: Resources, attempt: Attempt, receipt: Accepted) ->
             )
             await _record_orphan(session, attempt, receipt, reason="stolen id")
         return False
-    return settled
+
+
+async def _record_late(res: Resources, attempt: Attempt, receipt: Accepted) -> bool:
+    """A receipt that settled nothing: written before (a commit whose answer was lost), or its task had moved on."""
+    async with transaction(res) as session:
+        if await store.has_receipt(session, attempt.task_id, receipt.task_id):
+            return True
+        await _record_orphan(session, attempt, receipt, reason="late receipt")
+    return False
 
 
 async def _record_orphan(session: Session, attempt: Attempt, receipt: Accepted, *, reason: str) -> None:

@@ -1,5 +1,6 @@
 """Teams and their API keys as the operator's commands see them: create, list, issue, revoke."""
 
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
@@ -15,6 +16,7 @@ from app.teams.authenticate import MAC_PURPOSE
 from app.teams.keys import new_key
 
 MOST_KEY_DAYS = 3650
+SLUG_FORM = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")  # as the table's own check
 
 
 async def create_team(res: Resources, slug: str, *, regions: Sequence[str]) -> UUID:
@@ -23,7 +25,7 @@ async def create_team(res: Resources, slug: str, *, regions: Sequence[str]) -> U
     Raises:
         CommandRefused: the slug is taken or not of the form a-z, 0-9 and dashes.
     """
-    if not slug or len(slug) > 63 or slug[0] == "-" or not slug.replace("-", "").isalnum() or slug != slug.lower():
+    if not SLUG_FORM.fullmatch(slug):
         raise CommandRefused("A team's slug has a-z, 0-9 and dashes, at most 63, and begins with no dash.")
     team_id = new_id()
     values = {"id": team_id, "slug": slug, "regions": list(dict.fromkeys(regions)), "default_region": regions[0]}

@@ -57,7 +57,9 @@ class Upstream:
         own = {"Content-Type": "application/json", "X-DashScope-Async": "enable"}
         sent = {**{name: headers[name] for name in FORWARDED_HEADERS if name in headers}, **own}
         try:
-            reply = await self._call("POST", f"/services/{path}", timeout_seconds, body=body, headers=sent)
+            reply = await self._call(
+                "POST", f"/services/{path}", timeout_seconds=timeout_seconds, body=body, headers=sent
+            )
         except (http.Refused, httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise NotSent() from error
         except (httpx.TransportError, TimeoutError) as error:
@@ -87,7 +89,7 @@ class Upstream:
     async def _ask(self, target: str) -> Reply:
         """GET something under the base; only a whole JSON answer with 200 is an answer."""
         try:
-            reply = await self._call("GET", target, TASK_CALL_SECONDS)
+            reply = await self._call("GET", target, timeout_seconds=TASK_CALL_SECONDS)
         except (http.Refused, httpx.TransportError, TimeoutError) as error:
             raise CouldNotFindOut(type(error).__name__) from error
         if reply.status != 200:
@@ -106,8 +108,8 @@ class Upstream:
         self,
         method: str,
         target: str,
-        timeout_seconds: float,
         *,
+        timeout_seconds: float,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
@@ -193,7 +195,8 @@ def _fields(body: bytes) -> dict[str, Any]:
 
 def _text(fields: Mapping[str, Any], name: str) -> str:
     value = fields.get(name)
-    return value.replace("\x00", "") if isinstance(value, str) else ""
+    """Return a text that a row can hold: without NUL or half of a surrogate pair."""
+    return value.replace("\x00", "").encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def _is_upstream_id(value: Any) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 LINK_KEYS = ("image_url", "output_image_url", "output_vis_image_url", "result_url", "video_url")
 LINK_LIST_KEYS = ("render_urls", "bg_urls", "parsing_img_url", "crop_img_url")
@@ -100,7 +100,7 @@ def link_expiry(url: str) -> int | None:
     >>> link_expiry("https://h/1.png") is None
     True
     """
-    values = parse_qs(urlsplit(url).query).get("Expires", [])
+    values = parse_qs(_split(url).query).get("Expires", [])
     return int(values[0]) if values and re.fullmatch(r"[0-9]{1,11}", values[0]) else None
 
 
@@ -110,8 +110,16 @@ def link_extension(url: str) -> str:
     >>> link_extension("https://h/1d/x.PNG?Expires=1"), link_extension("https://h/x")
     ('png', 'bin')
     """
-    found = EXTENSION.search(urlsplit(url).path)
+    found = EXTENSION.search(_split(url).path)
     return found.group(1).lower() if found else "bin"
+
+
+def _split(url: str) -> SplitResult:
+    """Split a link; one that is no URL has no parts, and whoever fetches it will say so."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 def _links(output: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

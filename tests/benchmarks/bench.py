@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -91,3 +92,164 @@ async def start(arguments: list[str], url: str, environment: dict[str, str], *, 
                 pass
             await asyncio.sleep(0.01)
     raise RuntimeError(f"the server ended with {process.returncode}")
+
+
+async def prepare(database_url: str, environment: dict[str, str], simulator: dict[str, Any]) -> str:
+    """Make account, team and key with limits that nothing here meets; return the API key."""
+
+    def dashgate(*arguments: str) -> Any:
+        command = [sys.executable, "-m", "app.cli", *arguments, "--json"]
+        done = subprocess.run(command, env={"PATH": os.environ["PATH"], **environment}, capture_output=True, check=True)
+        return json.loads(done.stdout)
+
+    region, place = next(iter(simulator["regions"].items()))
+    account = ("--region", region, "--base-url", place["base_url"], "--api-key", place["key"])
+    await asyncio.to_thread(dashgate, "account", "add", "bench", *account)
+    limits = ("--rps", "100000", "--running", "10000000")
+    await asyncio.to_thread(dashgate, "account", "limit", "bench", BODY["model"], *limits)
+    await asyncio.to_thread(dashgate, "team", "create", "bench", "--region", region)
+    key = await asyncio.to_thread(dashgate, "key", "create", "bench")
+    return str(key["api_key"])
+
+
+async def commits(database_url: str) -> int:
+    """Return the next transaction id: it grows by one with each transaction that writes, on the whole server."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        return int(await connection.fetchval("SELECT pg_current_xact_id()::text"))
+    finally:
+        await connection.close()
+
+
+class Client:
+    """Calls both servers, as a team's service would."""
+
+    def __init__(self, session: aiohttp.ClientSession, gateway: Server, bare: Server, key: str) -> None:
+        self._session, self._gateway, self._bare = session, gateway, bare
+        self._headers = {"Authorization": f"Bearer {key}", "X-DashScope-Async": "enable"}
+        self.task_ids: list[str] = []
+        self._read_next = 0
+
+    async def create(self) -> None:
+        async with self._session.post(self._gateway.url + CREATE_PATH, json=BODY, headers=self._headers) as answer:
+            fields = await answer.json()
+            if answer.status != 200:
+                raise RuntimeError(f"create answered {answer.status}: {fields}")
+            self.task_ids.append(fields["output"]["task_id"])
+
+    async def read_fresh(self) -> None:
+        """Read a task that nobody read in the last second."""
+        self._read_next += 1
+        await self._read(self.task_ids[self._read_next % len(self.task_ids)])
+
+    async def read_same(self) -> None:
+        """Read one task again and again, as impatient clients do."""
+        await self._read(self.task_ids[0])
+
+    async def bare_post(self) -> None:
+        async with self._session.post(self._bare.url + "/create", json=BODY, headers=self._headers) as answer:
+            await answer.read()
+
+    async def bare_get(self) -> None:
+        async with self._session.get(self._bare.url + "/task", headers=self._headers) as answer:
+            await answer.read()
+
+    async def _read(self, task_id: str) -> None:
+        url = f"{self._gateway.url}/api/v1/tasks/{task_id}"
+        async with self._session.get(url, headers=self._headers) as answer:
+            if answer.status != 200:
+                raise RuntimeError(f"read answered {answer.status}")
+            await answer.read()
+
+
+async def run(client: Client, gateway: Server, bare: Server, database_url: str) -> float:
+    """Interleave the rounds; return commits per create."""
+    await measure(gateway, "warm", 50, client.create)
+    committed = 0
+    for _ in range(ROUNDS):
+        before = await commits(database_url)
+        await measure(gateway, "create", CREATES, client.create)
+        committed += await commits(database_url) - before - 1  # one of them is our own look
+        await measure(bare, "post", CREATES * 4, client.bare_post)
+        await measure(gateway, "read fresh", READS, client.read_fresh)
+        await measure(bare, "get", READS, client.bare_get)
+        await measure(gateway, "read same", READS, client.read_same)
+    return committed / (ROUNDS * CREATES)
+
+
+def report(gateway: Server, bare: Server, *, commits_per_create: float, idle_mib: float) -> None:
+    """Print the figures with what they are measured against."""
+    cost = {name: statistics.median(values) for name, values in (gateway.milliseconds | bare.milliseconds).items()}
+    table = Table("what", "CPU ms", "bare route", "ratio", "aim", title="Dashgate beside a bare FastAPI route")
+    for name, beside, aim in (
+        ("create", "post", "at most 3 ms"),
+        ("read fresh", "get", "at most 3 times"),
+        ("read same", "get", "at most 3 times"),
+    ):
+        ratio = cost[name] / cost[beside]
+        table.add_row(name, f"{cost[name]:.2f}", f"{cost[beside]:.3f}", f"{ratio:.1f}", aim)
+    table.add_row("commits per create", f"{commits_per_create:.2f}", "", "", "2")
+    table.add_row("ready after", f"{gateway.ready_seconds:.1f} s", f"{bare.ready_seconds:.1f} s", "", "under 3 s")
+    table.add_row("resident when idle", f"{idle_mib:.0f} MiB", f"{bare.resident_mib():.0f} MiB", "", "at most 120 MiB")
+    Console().print(table)
+
+
+async def bench(database_url: str, scratch: Path) -> None:
+    environment = {
+        "DASHGATE_DATABASE_URL": database_url,
+        "DASHGATE_SECRET_KEY": SECRET_KEY,
+        "DASHGATE_ADMIN_TOKEN": ADMIN_TOKEN,
+        "DASHGATE_STATE_DIR": str(scratch),
+        "DASHGATE_LOG_LEVEL": "info",
+    }
+    simulator = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "simulator", "--port", "0", "--control-port", "0", "--calm", "--json"],
+        env={"PATH": os.environ["PATH"]},
+        stdout=subprocess.PIPE,
+    )
+    started = [simulator]
+    try:
+        assert simulator.stdout is not None
+        described = json.loads(await asyncio.to_thread(simulator.stdout.readline))
+        key = await prepare(database_url, environment, described)
+        async with aiohttp.ClientSession() as session:
+            limits = {"creates_per_second": 100_000, "running_tasks": 10_000_000, "task_calls_per_second": 100_000}
+            await session.post(f"{described['control_url']}/limits", json=limits)
+            await session.post(f"{described['control_url']}/durations", json={"seconds": [86_000, 86_000]})
+            gateway_port, bare_port = free_port(), free_port()
+            arguments = ["-m", "app.cli", "serve", "--port", str(gateway_port), "--surface", "teams"]
+            gateway = await start(arguments, f"http://127.0.0.1:{gateway_port}", environment)
+            started.append(gateway.process)
+            bare = await start(
+                ["-m", "tests.benchmarks.bare", str(bare_port)], f"http://127.0.0.1:{bare_port}", {}, ready="/task"
+            )
+            started.append(bare.process)
+            idle_mib = gateway.resident_mib()
+            client = Client(session, gateway, bare, key)
+            commits_per_create = await run(client, gateway, bare, database_url)
+            report(gateway, bare, commits_per_create=commits_per_create, idle_mib=idle_mib)
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.wait()
+
+
+def free_port() -> int:
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main() -> None:
+    with running_databases() as databases, tempfile.TemporaryDirectory() as scratch:
+        url = databases.clone()
+        try:
+            asyncio.run(bench(url, Path(scratch)))
+        finally:
+            databases.drop(url)
+
+
+if __name__ == "__main__":
+    main()

