@@ -18,6 +18,7 @@ from app.lib.crypto import Keyring
 from app.lib.db import Database, DatabaseAway, reading, transaction
 from app.lib.http import Outside
 from app.lib.signals import Signals
+from app.lib.together import Together
 from app.lib.ttl import TtlCache
 from app.models.schema import newest_revision
 from app.models.store import keep_fingerprint, present_revision, server_version
@@ -27,6 +28,7 @@ OLDEST_POSTGRES = 150_000
 API_KEY_LIFE_SECONDS = 3.0  # a revoked key stops within five seconds on every process: cache life plus a slow load
 ACCOUNTS_LIFE_SECONDS = 2.0
 MOST_API_KEYS = 20_000
+MOST_READS_TOGETHER = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Resources:
     calls: Calls  # what goes on after its request has left
     api_keys: TtlCache[str, Any]  # teams/authenticate.py: what is known of an API key id
     accounts: TtlCache[str, Any]  # routing/accounts.py: all accounts
+    reads: Together[tuple[UUID, UUID], Any]  # delivery/answers.py: (team, task) of status reads that come at once
     stores: TtlCache[UUID, Any]  # delivery/destinations.py: opened places
 
 
@@ -67,6 +70,7 @@ async def open_resources(settings: Settings, *, clock: Clock | None = None) -> A
             calls=Calls(),
             api_keys=TtlCache(life_seconds=API_KEY_LIFE_SECONDS, most=MOST_API_KEYS, monotonic=clock.monotonic),
             accounts=TtlCache(life_seconds=ACCOUNTS_LIFE_SECONDS, most=1, monotonic=clock.monotonic),
+            reads=Together(most=MOST_READS_TOGETHER),
             stores=TtlCache(life_seconds=ACCOUNTS_LIFE_SECONDS, most=1_000, monotonic=clock.monotonic),
         )
 

@@ -4,10 +4,8 @@ A plain ASGI layer, because every request pays for it.
 """
 
 import time
-from functools import lru_cache
 
 import structlog
-from prometheus_client import Counter, Histogram
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,7 +13,7 @@ from app.api.rendering import error_response
 from app.errors import DashgateError, InternalTrouble, StoreAway
 from app.lib.db import DatabaseAway
 from app.lib.ids import new_id
-from app.lib.metrics import REQUEST_SECONDS, REQUESTS
+from app.lib.metrics import route_meters
 
 log = structlog.get_logger()
 
@@ -69,16 +67,10 @@ def _named(error: Exception) -> DashgateError:
     return InternalTrouble()
 
 
-@lru_cache(maxsize=1_000)
-def _meters(template: str, status: int) -> tuple[Counter, Histogram]:
-    """Find the meters of a route once: looking them up costs more than using them."""
-    return REQUESTS.labels(template, status), REQUEST_SECONDS.labels(template)
-
-
 def _count(scope: Scope, status: int, *, seconds: float) -> None:
     route = scope.get("route")
     template = getattr(route, "path", NO_ROUTE)
-    counter, histogram = _meters(template, status)
+    counter, histogram = route_meters(template, status)
     counter.inc()
     histogram.observe(seconds)
     log.debug("request.answered", route=template, status=status, milliseconds=round(seconds * 1000, 1))

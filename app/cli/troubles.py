@@ -86,22 +86,22 @@ def explain(error: BaseException) -> InTrouble:
 def _explain_rest(error: BaseException) -> InTrouble:
     import asyncpg
     import structlog
-    from sqlalchemy.exc import ArgumentError, DBAPIError
+    from sqlalchemy.exc import DBAPIError
 
     from app.lib.crypto import CryptoError
     from app.lib.db import DatabaseAway
 
-    match error:
+    inner = getattr(error, "orig", None) or error  # SQLAlchemy wraps what the driver raised, twice
+    match inner.__cause__ or inner if isinstance(error, DBAPIError) else error:
         case DatabaseAway():
             return InTrouble("DatabaseAway", f"The database cannot be reached ({error}): check DASHGATE_DATABASE_URL.")
-        case ArgumentError():
-            return InTrouble("NotReady", "E01 DASHGATE_DATABASE_URL is not a URL: it has the form postgresql://…")
+        case asyncpg.ClientConfigurationError():
+            return InTrouble("NotReady", "E01 DASHGATE_DATABASE_URL is not a URL of the form postgresql://…")
         case CryptoError():
             return InTrouble("SecretKey", f"What is stored does not open with this DASHGATE_SECRET_KEY: {error}.")
-        case DBAPIError() | asyncpg.PostgresError():
-            # Its text quotes the statement and its values; the class says enough: InvalidPasswordError, …
-            inner = getattr(error, "orig", None) or error
-            return InTrouble("DatabaseRefused", f"The database refused: {type(inner.__cause__ or inner).__name__}.")
+        case asyncpg.PostgresError() | DBAPIError() as refusal:
+            # Its text may quote values; the class says enough: InvalidPasswordError, LockNotAvailableError, …
+            return InTrouble("DatabaseRefused", f"The database refused: {type(refusal).__name__}.")
     structlog.get_logger().debug("command.failed", exc_info=error)
     hint = "DASHGATE_LOG_LEVEL=debug shows where"
     return InTrouble("InternalError", f"An error of Dashgate's own: {type(error).__name__} ({hint}).")

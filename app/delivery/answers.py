@@ -4,7 +4,7 @@ Read from Postgres alone. Owns the shapes of dashscope-api.md 2.8; knows no HTTP
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -18,7 +18,7 @@ from app.models.assets import AssetState
 from app.models.tasks import State
 from app.resources import Resources
 from app.tasks.states import is_terminal, upstream_word
-from app.tasks.store import find_answer
+from app.tasks.store import read_answers
 from app.upstream.results import replace_links
 
 ECHOED_ID_MAX_CHARS = 100
@@ -44,8 +44,7 @@ async def task_answer(res: Resources, team_id: UUID, asked_id: str, *, request_i
 async def _read(res: Resources, team_id: UUID, asked_id: str, *, task_id: UUID | None, cache_key: str) -> bytes:
     row = None
     if task_id is not None:
-        async with direct_reading(res) as session:
-            row = await find_answer(session, team_id, task_id)
+        row = await res.reads.get((team_id, task_id), lambda asked: _read_together(res, asked))
     if row is None:
         return _bytes({"output": {"task_id": asked_id[:ECHOED_ID_MAX_CHARS], "task_status": "UNKNOWN"}})
     if is_terminal(State(row["state"])):
@@ -53,6 +52,13 @@ async def _read(res: Resources, team_id: UUID, asked_id: str, *, task_id: UUID |
     rest = _bytes({"output": _under_way(str(task_id), row)})
     await res.signals.put_status(cache_key, rest)
     return rest
+
+
+async def _read_together(
+    res: Resources, asked: Sequence[tuple[UUID, UUID]]
+) -> Mapping[tuple[UUID, UUID], Mapping[str, Any]]:
+    async with direct_reading(res) as session:
+        return await read_answers(session, asked)
 
 
 def _under_way(task_id: str, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,9 @@ class Signals:
             import redis.asyncio  # noqa: PLC0415
 
             self._away = (redis.RedisError, *self._away)
-            self._redis = redis.asyncio.Redis.from_url(url, socket_timeout=CALL_SECONDS, socket_connect_timeout=CALL_SECONDS)
+            self._redis = redis.asyncio.Redis.from_url(
+                url, socket_timeout=CALL_SECONDS, socket_connect_timeout=CALL_SECONDS
+            )
         self._listeners: list[Mapping[str, asyncio.Event]] = []
         self._to_wake: set[str] = set()
         self._has_wakes = asyncio.Event()

@@ -92,8 +92,9 @@ _CLAIM_LAPSED = text(f"""
 """)  # noqa: S608
 
 
-_FIND_ANSWER = Statement("""
-    SELECT tasks.state, tasks.created_at, tasks.started_at, tasks.finished_at, tasks.code, tasks.message,
+_READ_ANSWERS = Statement("""
+    SELECT tasks.team_id, tasks.id, tasks.state, tasks.created_at, tasks.started_at, tasks.finished_at,
+           tasks.code, tasks.message,
            CASE WHEN tasks.finished_at IS NOT NULL
                 THEN (SELECT answer FROM task_bodies WHERE task_id = tasks.id) END AS answer,
            CASE WHEN tasks.state = 'succeeded' THEN cast((
@@ -102,8 +103,9 @@ _FIND_ANSWER = Statement("""
                    'object_key', assets.object_key, 'place_id', assets.place_id, 'content_type', assets.content_type,
                    'source', encode(assets.source, 'hex')) ORDER BY assets.position)
                FROM assets WHERE assets.task_id = tasks.id) AS text) END AS assets
-    FROM tasks
-    WHERE tasks.id = :id AND tasks.team_id = :team_id AND NOT tasks.refused_inline
+    FROM unnest(cast(:team_ids AS uuid[]), cast(:task_ids AS uuid[])) AS asked (team_id, task_id)
+    JOIN tasks ON tasks.id = asked.task_id AND tasks.team_id = asked.team_id
+    WHERE NOT tasks.refused_inline
 """)
 
 
@@ -274,10 +276,13 @@ async def forget_requests_all_teams(session: Session, *, before: datetime, limit
     return done.rowcount
 
 
-async def find_answer(session: AnySession, team_id: UUID, task_id: UUID) -> Mapping[str, Any] | None:
-    """Read what a team may know of its task: its row, and once it ended its sealed answer and its assets as JSON."""
-    rows = await fetch(session, _FIND_ANSWER, {"team_id": team_id, "id": task_id})
-    return rows[0] if rows else None
+async def read_answers(
+    session: AnySession, asked: Sequence[tuple[UUID, UUID]]
+) -> dict[tuple[UUID, UUID], Mapping[str, Any]]:
+    """Read what teams may know of their tasks, asked as (team id, task id): the row, and once it ended its sealed
+    answer and its assets as JSON. What is not the team's is not there."""
+    params = {"team_ids": [team_id for team_id, _ in asked], "task_ids": [task_id for _, task_id in asked]}
+    return {(row["team_id"], row["id"]): row for row in await fetch(session, _READ_ANSWERS, params)}
 
 
 async def find_task_all_teams(session: Session, task_id: UUID) -> RowMapping | None:

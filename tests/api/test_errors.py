@@ -1,6 +1,5 @@
 """What holds for every route: who may call, the shape of every refusal, and that no secret ever comes out."""
 
-import logging
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -198,9 +197,8 @@ async def test_what_is_not_known_is_never_echoed(world: World) -> None:
 
 @pytest.fixture
 def logged(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
-    """Everything that is logged, at debug level, by us and by the libraries."""
+    """Everything that is logged at debug level."""
     set_up_logs("debug")
-    logging.getLogger().setLevel(logging.DEBUG)
     yield lambda: "".join(capsys.readouterr())
     with capsys.disabled():
         set_up_logs("error")
