@@ -48,7 +48,7 @@ async def _read(res: Resources, team_id: UUID, asked_id: str, *, task_id: UUID |
     if row is None:
         return _bytes({"output": {"task_id": asked_id[:ECHOED_ID_MAX_CHARS], "task_status": "UNKNOWN"}})
     if is_terminal(State(row["state"])):
-        return _bytes(await _ended(res, team_id, str(task_id), row))
+        return _bytes(await _ended(res, team_id, task_id=str(task_id), row=row))
     rest = _bytes({"output": _under_way(str(task_id), row)})
     await res.signals.put_status(cache_key, rest)
     return rest
@@ -72,7 +72,7 @@ def _under_way(task_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
     return output
 
 
-async def _ended(res: Resources, team_id: UUID, task_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
+async def _ended(res: Resources, team_id: UUID, *, task_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
     """The upstream's own final answer where there is one, else ours in its shape; both without a request id."""
     answer = _opened(res, task_id, row)
     output = answer.get("output")

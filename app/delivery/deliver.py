@@ -82,9 +82,9 @@ async def _deliver(res: Resources, lease: leases.Lease) -> None:
     outcome = await _copy(res, asset)
     match outcome:
         case Copied():
-            await _record_stored(res, lease, asset, outcome)
+            await _record_stored(res, lease, asset=asset, copied=outcome)
         case NotCopied():
-            await _record_not_copied(res, lease, asset, outcome)
+            await _record_not_copied(res, lease, asset=asset, outcome=outcome)
 
 
 async def _copy(res: Resources, asset: RowMapping) -> Copied | NotCopied:
@@ -124,7 +124,7 @@ def object_key(asset: RowMapping, *, extension: str) -> str:
     return f"{asset['team']}/{day:%Y/%m/%d}/{asset['task_id']}/{asset['position']}.{extension}"
 
 
-async def _record_stored(res: Resources, lease: leases.Lease, asset: RowMapping, copied: Copied) -> None:
+async def _record_stored(res: Resources, lease: leases.Lease, *, asset: RowMapping, copied: Copied) -> None:
     facts = store.stored_facts(
         object_key=copied.object_key,
         content_type=copied.facts.content_type,
@@ -143,7 +143,7 @@ async def _record_stored(res: Resources, lease: leases.Lease, asset: RowMapping,
     log.info("asset.stored", asset=str(asset["id"]), task=str(asset["task_id"]), team=asset["team"])
 
 
-async def _record_not_copied(res: Resources, lease: leases.Lease, asset: RowMapping, outcome: NotCopied) -> None:
+async def _record_not_copied(res: Resources, lease: leases.Lease, *, asset: RowMapping, outcome: NotCopied) -> None:
     """Say why on the row, and when to try again: until the upstream's link is dead."""
     ASSETS_FAILED.labels(outcome.reason).inc()
     again = outcome.again and res.clock.now() < asset["source_expires_at"]

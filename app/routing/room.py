@@ -75,7 +75,7 @@ async def note_success(session: Session, res: Resources, key: dict[str, str], *,
 
 
 async def _lock(session: AnySession, res: Resources, key: dict[str, str]) -> Mapping[str, Any]:
-    return await store.lock_model(session, key, _limits(res, key), res.clock.for_sql())
+    return await store.lock_model(session, key, limits=_limits(res, key), now=res.clock.for_sql())
 
 
 def _limits(res: Resources, key: dict[str, str]) -> dict[str, float]:

@@ -93,7 +93,7 @@ async def set_limits(session: Session, key: dict[str, str], limits: dict[str, An
 
 
 async def lock_model(
-    session: AnySession, model_key: dict[str, str], limits: dict[str, Any], now: datetime | None
+    session: AnySession, model_key: dict[str, str], *, limits: dict[str, Any], now: datetime | None
 ) -> Mapping[str, Any]:
     """Lock a model's limits on a main account: room is counted, and the pace taken, while this lock is held."""
     for _ in range(2):

@@ -67,7 +67,7 @@ async def accept(res: Resources, caller: Caller, call: Call) -> UUID:
     """
     check_model(caller, call.model)
     offer = _offer(res, call)
-    account = await _account(res, caller, call, offer)
+    account = await _account(res, caller, call=call, offer=offer)
     task_id = new_id()
     async with direct_transaction(res) as session:
         attempt = await _record(session, res, caller, call=call, account=account, task_id=task_id)
@@ -95,7 +95,7 @@ def _offer(res: Resources, call: Call) -> Offer:
     return offer
 
 
-async def _account(res: Resources, caller: Caller, call: Call, offer: Offer) -> AccountInfo:
+async def _account(res: Resources, caller: Caller, *, call: Call, offer: Offer) -> AccountInfo:
     accounts = await all_accounts(res)
     candidates = [Candidate(a.id, a.name, a.region, a.main_account, a.paused_until) for a in accounts]
     chosen = choose(offer, candidates, allowed=caller.regions, wanted=call.region, now=res.clock.now())

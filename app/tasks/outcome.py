@@ -101,7 +101,7 @@ async def _move_on(
 
 async def _enqueue_copies(session: Session, res: Resources, task: RowMapping, *, artifacts: list[Artifact]) -> None:
     """Write an asset per file, and its work where the team has a place for it."""
-    assets = [_asset(res, task, position, artifact) for position, artifact in enumerate(artifacts)]
+    assets = [_asset(res, task, position=position, artifact=artifact) for position, artifact in enumerate(artifacts)]
     if task["place_id"] is not None:
         for asset in assets:
             await leases.enqueue(
@@ -117,7 +117,7 @@ async def _enqueue_copies(session: Session, res: Resources, task: RowMapping, *,
         await store.insert_assets(session, assets)
 
 
-def _asset(res: Resources, task: RowMapping, position: int, artifact: Artifact) -> dict[str, Any]:
+def _asset(res: Resources, task: RowMapping, *, position: int, artifact: Artifact) -> dict[str, Any]:
     asset_id = new_id()
     expiry = link_expiry(artifact.url)
     retention = timedelta(seconds=res.settings.upstream_retention_seconds)

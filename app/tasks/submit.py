@@ -120,7 +120,7 @@ async def send(res: Resources, attempt: Attempt, *, inline: InlineWait | None = 
             res.signals.wake("account")
         case Refused():
             UPSTREAM_CALLS.labels("create", answer.fault).inc()
-            await _hold_on(res, lambda: _record_refusal(res, attempt, answer, inline))
+            await _hold_on(res, lambda: _record_refusal(res, attempt, refused=answer, inline=inline))
     return answer
 
 
@@ -199,7 +199,7 @@ async def _record_orphan(session: Session, attempt: Attempt, receipt: Accepted, 
     await store.insert_orphan(session, values)
 
 
-async def _record_refusal(res: Resources, attempt: Attempt, refused: Refused, inline: InlineWait | None) -> None:
+async def _record_refusal(res: Resources, attempt: Attempt, *, refused: Refused, inline: InlineWait | None) -> None:
     """Record a refusal: nothing was taken, so the task may wait or must fail, by whose fault it is."""
     log.info("task.refused", task=str(attempt.task_id), status=refused.status, code=refused.code, fault=refused.fault)
     if refused.fault is Fault.LOAD:
@@ -231,18 +231,32 @@ async def _record_refusal(res: Resources, attempt: Attempt, refused: Refused, in
 async def _record_throttled(res: Resources, attempt: Attempt, refused: Refused) -> None:
     """A 429: nothing was taken. The task waits, and so does its model, longer each time."""
     key = room.model_key(attempt.account, attempt.model)
-    now = res.clock.for_sql()
     async with transaction(res) as session:
-        await leases.snooze(session, attempt.lease, seconds=0, failed=False, now=now)
-        await store.move(session, attempt.task_id, State.QUEUED, attempt=attempt.number, reason=refused.code)
+        is_ours = await leases.snooze(session, attempt.lease, seconds=0, failed=False, now=res.clock.for_sql())
+        await _requeue(session, res, attempt, reason=refused.code, has_work=is_ours)
         await room.back_off(session, res, key, retry_after_seconds=refused.retry_after_seconds)
 
 
 async def _record_not_taken(res: Resources, attempt: Attempt, *, reason: str, pause: float) -> None:
     """Certain that nothing was taken: back to the queue, due again after a pause."""
     async with transaction(res) as session:
-        await leases.snooze(session, attempt.lease, seconds=pause, now=res.clock.for_sql())
-        await store.move(session, attempt.task_id, State.QUEUED, attempt=attempt.number, reason=reason)
+        is_ours = await leases.snooze(session, attempt.lease, seconds=pause, now=res.clock.for_sql())
+        await _requeue(session, res, attempt, reason=reason, has_work=is_ours)
+
+
+async def _requeue(session: Session, res: Resources, attempt: Attempt, *, reason: str, has_work: bool) -> None:
+    """Move a task back to the queue; its work is made anew where rescue had taken it away (a fact that came late)."""
+    task = await store.move(session, attempt.task_id, State.QUEUED, attempt=attempt.number, reason=reason)
+    if task is not None and not has_work:
+        await leases.enqueue(
+            session,
+            "submit",
+            key=attempt.lease.key,
+            deadline_at=task["queue_deadline_at"],
+            account_id=attempt.account.id,
+            team_id=task["team_id"],
+            now=res.clock.for_sql(),
+        )
 
 
 async def record_doubtful(res: Resources, attempt: Attempt, *, reason: str, request_id: str | None = None) -> None:

@@ -16,10 +16,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from app.delivery.destinations import NewDestination, set_destination
 from app.embedded.__main__ import clean
+from app.resources import Resources, open_resources
+from app.routing.accounts import NewAccount, add_account
 from app.simulator import BEIJING, SINGAPORE, Simulator
+from app.teams.teams import create_team
 from tests.databases import Databases, run_sql
-from tests.world import SECRET_KEY, World
+from tests.world import SECRET_KEY, World, settings_for_tests
 
 PATIENCE_SECONDS = 60
 HEAVY = ("sqlalchemy", "fastapi", "asyncpg", "pydantic", "structlog", "httpx", "dashscope", "app.settings")
@@ -87,6 +91,13 @@ async def dashgate(own_database: str, tmp_path: Path) -> AsyncIterator[Dashgate]
         return await run(*arguments, **{**usual, **settings})
 
     yield call
+
+
+@pytest_asyncio.fixture
+async def res(own_database: str, tmp_path: Path) -> AsyncIterator[Resources]:
+    """The same database from inside, to set the scene: quicker than commands."""
+    async with open_resources(settings_for_tests(own_database, tmp_path)) as res:
+        yield res
 
 
 @pytest.fixture
@@ -179,11 +190,9 @@ async def test_an_operator_sets_up_a_team_and_no_secret_is_printed_twice(
     assert (limited.document["rps"], limited.document["running"]) == (2.0, 3)
 
     listed = await asyncio.gather(
-        *(dashgate(*words, "--json") for words in [("account", "list"), ("team", "list"), ("key", "list", "alpha")]),
-        dashgate("account", "list"),
-        dashgate("key", "list", "alpha"),
+        *(dashgate(*words, "--json") for words in [("account", "list"), ("team", "list"), ("key", "list", "alpha")])
     )
-    accounts, teams, keys = (done.document for done in listed[:3])
+    accounts, teams, keys = (done.document for done in listed)
     assert [account["name"] for account in accounts["accounts"]] == ["main"]
     assert [(row["slug"], row["has_destination"]) for row in teams["teams"]] == [("alpha", True)]
     assert teams["warnings"] == []
@@ -197,41 +206,37 @@ async def test_an_operator_sets_up_a_team_and_no_secret_is_printed_twice(
     assert all(still_sim.key(BEIJING) not in done.out + done.err for done in [issued, *others])
 
 
-async def test_a_command_that_is_refused_says_why(dashgate: Dashgate, tmp_path: Path) -> None:
-    await dashgate("team", "create", "alpha", "--region", BEIJING)
+async def test_a_command_that_is_refused_says_why(dashgate: Dashgate, res: Resources) -> None:
+    await create_team(res, "alpha", regions=[BEIJING])
     where = ("--region", BEIJING, "--base-url", "https://dashscope.aliyuncs.com/api/v1")
     refused = await asyncio.gather(
-        dashgate("team", "create", "alpha", "--json"),
         dashgate("team", "create", "ünicode", "--json"),
         dashgate("account", "add", "main", *where, "--json"),
         dashgate("account", "add", "main", *where, "--api-key", "sk-sp-hunter2", "--json"),
         dashgate("destination", "set", "alpha", "--url", "file:///proc/nothing", "--json"),
         dashgate("task", "show", "not-an-id", "--json"),
-        dashgate("usage", "report", "--month", "2026-1", "--json"),
     )
     words = [
-        "There is already a team named alpha.",
         "A team's slug has",
         "Give --api-key or --api-key-file",
         "A subscription key",
         "The destination does not work: PUT failed",
         "There is no task not-an-id.",
-        "month must be of the form YYYY-MM.",
     ]
     for done, expected in zip(refused, words, strict=True):
         assert done.error["message"].startswith(expected)
         assert "hunter2" not in done.out + done.err
 
 
-async def test_doctor_proves_each_line_by_a_call(dashgate: Dashgate, still_sim: Simulator, tmp_path: Path) -> None:
+async def test_doctor_proves_each_line_by_a_call(
+    dashgate: Dashgate, res: Resources, still_sim: Simulator, tmp_path: Path
+) -> None:
     for name, region, key in (("good", BEIJING, BEIJING), ("mixed-up", SINGAPORE, BEIJING)):
-        where = ("--region", region, "--base-url", still_sim.base_url(region), "--api-key", still_sim.key(key))
-        assert (await dashgate("account", "add", name, *where)).code == 0
-    gone = ("--region", BEIJING, "--base-url", "http://127.0.0.1:1/api/v1", "--api-key", "sk-gone")
-    assert (await dashgate("account", "add", "gone", *gone)).code == 0
+        await add_account(res, NewAccount(name, region, still_sim.base_url(region), still_sim.key(key)))
+    await add_account(res, NewAccount("gone", BEIJING, "http://127.0.0.1:1/api/v1", "sk-gone"))
     for team in ("alpha", "gamma"):
-        assert (await dashgate("team", "create", team)).code == 0
-    assert (await dashgate("destination", "set", "alpha", "--url", f"file://{tmp_path}/pictures")).code == 0
+        await create_team(res, team, regions=[BEIJING])
+    await set_destination(res, "alpha", NewDestination(f"file://{tmp_path}/pictures"))
 
     done = await dashgate("doctor", "--json")
 
@@ -262,7 +267,7 @@ async def test_doctor_is_content_with_an_installation_that_is_only_new(dashgate:
 
 
 async def test_a_redis_that_does_not_answer_is_found(dashgate: Dashgate) -> None:
-    done = await dashgate("doctor", "--json", DASHGATE_REDIS_URL="redis://:hunter2@127.0.0.1:1")
+    done = await dashgate("doctor", "--json", DASHGATE_REDIS_URL="redis://:hunter2@127.0.0.1:1/0")
     found = {line["check"]: line for line in done.document["findings"]}
     assert (done.code, found["redis"]["level"]) == (1, "failed")
     assert "hunter2" not in done.out + done.err

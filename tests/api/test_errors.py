@@ -1,11 +1,15 @@
 """What holds for every route: who may call, the shape of every refusal, and that no secret ever comes out."""
 
+import contextlib
+import io
+import logging
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
+import structlog
 
 from app.lib.logs import set_up_logs
 from app.simulator import BEIJING
@@ -196,12 +200,15 @@ async def test_what_is_not_known_is_never_echoed(world: World) -> None:
 
 
 @pytest.fixture
-def logged(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
-    """Everything that is logged at debug level."""
-    set_up_logs("debug")
-    yield lambda: "".join(capsys.readouterr())
-    with capsys.disabled():
-        set_up_logs("error")
+def logged() -> Iterator[Callable[[], str]]:
+    """Everything that is logged at debug level, from here on."""
+    ours, handlers = structlog.get_config(), list(logging.root.handlers)
+    written = io.StringIO()
+    with contextlib.redirect_stdout(written):
+        set_up_logs("debug")
+    yield written.getvalue
+    structlog.configure(**ours)
+    logging.root.handlers[:] = handlers
 
 
 async def _happy_and_sad(world: World) -> list[httpx.Response]:

@@ -11,23 +11,33 @@ import contextlib
 import hashlib
 import os
 import random
-import struct
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import asyncpg
 import httpx
 import pytest
 import pytest_asyncio
-from sqlalchemy.engine import make_url
 
 from app.delivery.destinations import NewDestination
 from tests.databases import Databases
-from tests.processes import PATIENCE_SECONDS, Fleet, Gateway, Process, RemoteSimulator, furnish, running_fleet, until
+from tests.processes import (
+    CommitDoor,
+    Fleet,
+    Gateway,
+    Process,
+    PutDoor,
+    RemoteSimulator,
+    SlowDoor,
+    When,
+    furnish,
+    running_fleet,
+    until,
+)
 from tests.rclone import RunningS3, running_s3
 
 # Whatever has to lapse lapses soon; only the sender's own margin of 15 s is no setting.
@@ -42,169 +52,8 @@ RESCUE_SECONDS = 60.0  # call, margin, rescue, and the chore that ends doubts: 3
 STORM_SECONDS = 15.0
 STORM_TASKS = 30
 STORM_PAUSE_SECONDS = (0.3, 0.7)
+SLOW_SECONDS = 0.3
 UNKNOWN = "Dashgate.OutcomeUnknown"
-When = Literal["before", "after"]
-
-
-# --- doors that can be shut -------------------------------------------------------------------------------------------
-
-
-def _nothing() -> None:
-    """What an unarmed door does."""
-
-
-class Door:
-    """A TCP door in front of a server; its passers-by are watched in `_up` and `_down`."""
-
-    def __init__(self, *target: Any) -> None:
-        self._target = target  # a path of a socket, or host and port
-        self._struck = asyncio.Event()
-        self.port = 0
-
-    async def struck(self) -> None:
-        """Wait until what the door was armed for has happened, once for each arming."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            await self._struck.wait()
-        self._struck.clear()
-
-    async def __aenter__(self) -> Door:
-        self._server = await asyncio.start_server(self._pass, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        is_path = len(self._target) == 1
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            there = await (asyncio.open_unix_connection if is_path else asyncio.open_connection)(*self._target)
-            line = Line(reader, writer, *there)
-            ways = [asyncio.ensure_future(self._up(line)), asyncio.ensure_future(self._down(line))]
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-            there[1].close()
-        writer.close()
-
-    async def _up(self, line: Line) -> None:
-        raise NotImplementedError
-
-    async def _down(self, line: Line) -> None:
-        while chunk := await line.server.read(65536):
-            line.back.write(chunk)
-            await line.back.drain()
-
-
-@dataclass
-class Line:
-    """One connection through a door."""
-
-    client: asyncio.StreamReader
-    back: asyncio.StreamWriter
-    server: asyncio.StreamReader
-    on: asyncio.StreamWriter
-    statements: dict[bytes, bytes] = field(default_factory=dict)  # what Postgres was told to prepare, by name
-    is_marked: bool = False  # the wanted statement ran in the open transaction
-    is_committing: bool = False
-
-
-class CommitDoor(Door):
-    """A door to Postgres that strikes at the COMMIT of the first transaction with a given statement in it.
-
-    "before": the COMMIT never arrives, so Postgres rolls back. "after": it is done, and nobody hears of it.
-    """
-
-    def __init__(self, database_url: str) -> None:
-        self._url = make_url(database_url)
-        folder = self._url.query.get("host")
-        port = self._url.query.get("port") or self._url.port or 5432
-        super().__init__(*([f"{folder}/.s.PGSQL.{port}"] if folder else [self._url.host, port]))
-        self._words, self._when, self._strike = b"", "before", _nothing
-
-    @property
-    def url(self) -> str:
-        """The database's URL, by way of this door."""
-        here = self._url.set(host="127.0.0.1", port=self.port, query={})
-        return here.render_as_string(hide_password=False)
-
-    def arm(self, words: str, when: When, strike: Callable[[], None]) -> None:
-        """Call `strike` once, at the COMMIT after a statement with these words."""
-        self._words, self._when, self._strike = words.encode(), when, strike
-
-    async def _up(self, line: Line) -> None:
-        await _greet(line)
-        while True:
-            head = await line.client.readexactly(5)
-            body = await line.client.readexactly(struct.unpack("!I", head[1:])[0] - 4)
-            self._notice(line, head[:1], body)
-            if head[:1] == b"Q" and line.is_marked and body.startswith(b"COMMIT"):
-                line.is_committing = True
-                if self._when == "before":
-                    self._hit()
-                    return
-            line.on.write(head + body)
-            await line.on.drain()
-
-    async def _down(self, line: Line) -> None:
-        while chunk := await line.server.read(65536):
-            if line.is_committing:
-                self._hit()
-                return
-            line.back.write(chunk)
-            await line.back.drain()
-
-    def _notice(self, line: Line, kind: bytes, body: bytes) -> None:
-        """Follow the extended protocol: P names a statement, B is about to run it."""
-        parts = body.split(b"\0", 2)
-        if kind == b"P":
-            line.statements[parts[0]] = parts[1]
-        elif kind == b"B" and self._words and self._words in line.statements.get(parts[1], b""):
-            line.is_marked = True
-
-    def _hit(self) -> None:
-        self._words = b""
-        self._strike()
-        self._struck.set()
-
-
-async def _greet(line: Line) -> None:
-    """Pass the start-up message on; a wish for TLS is declined, so that we can read along."""
-    while True:
-        length, code = struct.unpack("!II", await line.client.readexactly(8))
-        rest = await line.client.readexactly(length - 8)
-        if code >> 16 == 3:  # the protocol's version
-            line.on.write(struct.pack("!II", length, code) + rest)
-            return
-        line.back.write(b"N")
-
-
-class PutDoor(Door):
-    """A door to S3 that strikes in the middle of the body of a PUT."""
-
-    PASSED_BYTES = 2_000  # of the request, so that the store has begun to take the body
-
-    def __init__(self, host: str, port: int) -> None:
-        super().__init__(host, port)
-        self._strike = _nothing
-
-    def arm(self, strike: Callable[[], None]) -> None:
-        """Call `strike` once, when some of a PUT has passed."""
-        self._strike = strike
-
-    async def _up(self, line: Line) -> None:
-        passed, is_put = 0, False
-        while chunk := await line.client.read(1_000):
-            is_put = is_put or chunk.startswith(b"PUT ")
-            if is_put and self._strike is not _nothing and passed > self.PASSED_BYTES:
-                strike, self._strike = self._strike, _nothing
-                strike()
-                self._struck.set()
-                return
-            passed += len(chunk)
-            line.on.write(chunk)
-            await line.on.drain()
 
 
 # --- the books --------------------------------------------------------------------------------------------------------
@@ -316,6 +165,7 @@ class Yard:
 
     fleet: Fleet
     sim: RemoteSimulator
+    wire: SlowDoor  # between gateway and simulator
     gateway: Gateway
     key: str
     folder: Path  # where objects lie
@@ -336,29 +186,25 @@ class Yard:
 
     async def settled(self) -> Books:
         """Wait until every task has ended and nothing is left to do; then the books must be in order."""
-
-        async def ask() -> int:
-            connection = await asyncpg.connect(self.database_url)
-            try:
-                return int(await connection.fetchval(UNSETTLED))
-            finally:
-                await connection.close()
-
         with contextlib.suppress(AssertionError):  # then the books say what has not ended
-            await until(lambda: _is_zero(ask()), "everything ends", seconds=RESCUE_SECONDS)
+            await until(lambda: self.ask(IS_SETTLED), "everything ends", seconds=RESCUE_SECONDS)
         books = await self.books()
         assert books.complaints() == []
         return books
 
+    async def ask(self, query: str, *values: Any) -> Any:
+        """Ask the database for one value."""
+        connection = await asyncpg.connect(self.database_url)
+        try:
+            return await connection.fetchval(query, *values)
+        finally:
+            await connection.close()
 
-UNSETTLED = """
-    SELECT (SELECT count(*) FROM tasks WHERE finished_at IS NULL)
-         + (SELECT count(*) FROM work WHERE kind IN ('submit', 'deliver'))
+
+IS_SETTLED = """
+    SELECT NOT EXISTS (SELECT 1 FROM tasks WHERE finished_at IS NULL)
+       AND NOT EXISTS (SELECT 1 FROM work WHERE kind IN ('submit', 'deliver'))
 """
-
-
-async def _is_zero(number: Awaitable[int]) -> bool:
-    return await number == 0
 
 
 @contextlib.asynccontextmanager
@@ -370,8 +216,9 @@ async def open_yard(
     try:
         async with running_fleet(folder, url, **SHORT) as fleet:
             sim = await fleet.simulator()
-            key = await furnish(fleet, sim, destination)
-            yield Yard(fleet, sim, await fleet.gateway(), key, files, url)
+            async with SlowDoor(sim.port, random.Random()) as wire:
+                key = await furnish(fleet, replace(sim, port=wire.port), destination)
+                yield Yard(fleet, sim, wire, await fleet.gateway(), key, files, url)
     finally:
         await asyncio.to_thread(databases.drop, url)
 
@@ -404,21 +251,26 @@ WRECKS = (
     Wreck("the receipt is committed", ("succeeded", None), 1, "SET state = 'pending'", "after"),
 )
 DISPATCH = Wreck("dispatch has marked and not sent", ("failed", UNKNOWN), 0, "attempt=(tasks.attempt", "after")
+LATE = "a-refusal-held-back"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def sea(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Yard]:
-    """A yard with the wrecks in it: what is left of each is found by its point as nonce. A worker takes them up."""
+    """A yard with the wrecks in it, each found by its nonce, for a worker to take up."""
     folder = tmp_path_factory.mktemp("sea")
     destination = NewDestination(f"file://{folder / 'files'}")
-    async with open_yard(databases, folder, destination, folder / "files") as sea:
-        async with contextlib.AsyncExitStack() as stack:
-            doors = [await stack.enter_async_context(CommitDoor(sea.database_url)) for _ in (*WRECKS, DISPATCH)]
-            ships = await asyncio.gather(*(sea.fleet.gateway(DASHGATE_DATABASE_URL=door.url) for door in doors[:-1]))
-            for wreck, ship, door in zip(WRECKS, ships, doors, strict=False):
-                await _sink(sea, wreck, ship, door)
-            await _sink_dispatcher(sea, doors[-1])
+    async with (
+        open_yard(databases, folder, destination, folder / "files") as sea,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        doors = [await stack.enter_async_context(CommitDoor(sea.database_url)) for _ in (*WRECKS, DISPATCH, LATE)]
+        ships = await asyncio.gather(*(sea.fleet.gateway(DASHGATE_DATABASE_URL=door.url) for door in doors))
+        for wreck, ship, door in zip(WRECKS, ships, doors, strict=False):
+            await _sink(sea, wreck, ship, door)
+        await _sink_dispatcher(sea, doors[-2])
+        holding = asyncio.ensure_future(_hold_back(sea, ships[-1], doors[-1]))
         yield sea
+        await holding
 
 
 async def _sink(sea: Yard, wreck: Wreck, ship: Gateway, door: CommitDoor) -> None:
@@ -443,6 +295,17 @@ async def _sink_dispatcher(sea: Yard, door: CommitDoor) -> None:
     worker = sea.fleet.start("worker", DASHGATE_DATABASE_URL=door.url)
     door.arm(DISPATCH.words, DISPATCH.when, worker.kill)
     await door.struck()
+
+
+async def _hold_back(sea: Yard, ship: Gateway, door: CommitDoor) -> None:
+    """Keep a gateway that knows of a 429 from its database, until rescue has called its task doubtful."""
+    door.arm("SET lease_id = NULL", "before", door.shut)
+    await sea.sim.fail_next("create", "429")
+    await sea.create(gateway=ship, nonce=LATE)
+    is_doubted = "SELECT EXISTS (SELECT 1 FROM task_events JOIN tasks ON id = task_id WHERE tag = $1 AND {})"
+    query = is_doubted.format("task_events.state = 'doubtful'")
+    await until(lambda: sea.ask(query, LATE), "rescue takes it", seconds=RESCUE_SECONDS)
+    door.open()
 
 
 @dataclass
@@ -500,9 +363,11 @@ class Storm:
 async def storm(sea: Yard) -> Storm:
     """A storm that has raged; its gateways and workers live on and clear up."""
     await sea.sim.tell("durations", seconds=[0.1, 1.5])
+    sea.wire.most_seconds = SLOW_SECONDS
     seed = int(os.environ.get("STORM_SEED") or random.randrange(1_000_000))
     storm = Storm(sea, seed, [sea.gateway, await sea.fleet.gateway()], [await sea.fleet.worker() for _ in range(2)])
     await storm.rage()
+    sea.wire.most_seconds = 0
     return storm
 
 
@@ -602,6 +467,12 @@ async def test_a_process_killed_while_it_submits_leaves_an_honest_end(sea: Yard,
     (row,) = [task for task in books.tasks if task["tag"] == wreck.nonce] or [None]
     assert (row and (row["state"], row["code"])) == wreck.ending
     assert [task["prompt"] for task in books.upstream].count(wreck.nonce) == wreck.submissions
+
+
+async def test_a_refusal_that_comes_after_the_rescue_does_not_strand_its_task(sea: Yard) -> None:
+    books = await sea.settled()
+    (row,) = [task for task in books.tasks if task["tag"] == LATE]
+    assert (row["state"], row["code"]) in (("succeeded", None), ("failed", UNKNOWN))
 
 
 async def test_after_the_storm_the_books_are_in_order(storm: Storm) -> None:

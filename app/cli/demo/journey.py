@@ -125,7 +125,10 @@ async def travel(stage: Stage, watcher: Watcher) -> Journey:
 
 async def _send(sdk: VendorSdk, journey: Journey, *, stage: Stage, watcher: Watcher) -> str | None:
     """Create, then watch and fetch side by side; return what went wrong."""
-    receipt = await asyncio.to_thread(sdk.create)
+    try:
+        receipt = await asyncio.to_thread(sdk.create)
+    except OSError as error:  # what requests raises; it obeys HTTP_PROXY, also for this machine
+        return f"the SDK did not reach the gateway ({type(error).__name__}); behind a proxy, set NO_PROXY=127.0.0.1"
     if receipt.status_code != 200:
         return f"the create was refused: {receipt.code}: {receipt.message}"
     journey.task_id = str(receipt.output["task_id"])
