@@ -14,9 +14,11 @@ LOCK_TIMEOUT = "5s"
 
 
 def run(connection: Connection) -> None:
+    # The app's connections give up after seconds; another deploy, and a migration itself, may take longer.
+    connection.execute(text("SET statement_timeout = 0"))
+    connection.execute(text("SET lock_timeout = 0"))
     connection.execute(text(f"SELECT pg_advisory_lock({MIGRATION_LOCK})"))
     connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
-    connection.execute(text("SET statement_timeout = 0"))
     connection.commit()
     context.configure(connection=connection, target_metadata=Base.metadata, transaction_per_migration=True)
     try:
@@ -25,6 +27,8 @@ def run(connection: Connection) -> None:
     finally:
         connection.rollback()
         connection.execute(text(f"SELECT pg_advisory_unlock({MIGRATION_LOCK})"))
+        connection.execute(text("RESET statement_timeout"))
+        connection.execute(text("RESET lock_timeout"))
         connection.commit()
 
 

@@ -13,7 +13,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -363,6 +363,7 @@ class Storm:
 async def storm(sea: Yard) -> Storm:
     """A storm that has raged; its gateways and workers live on and clear up."""
     await sea.sim.tell("durations", seconds=[0.1, 1.5])
+    await sea.sim.tell("limits", creates_per_second=100)  # a slow wire makes bursts, and a 429 would end the crowd
     sea.wire.most_seconds = SLOW_SECONDS
     seed = int(os.environ.get("STORM_SEED") or random.randrange(1_000_000))
     storm = Storm(sea, seed, [sea.gateway, await sea.fleet.gateway()], [await sea.fleet.worker() for _ in range(2)])

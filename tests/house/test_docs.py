@@ -56,7 +56,10 @@ def test_the_manual_says_what_a_state_of_an_asset_means(state: AssetState) -> No
 
 def test_the_table_of_numbers_has_every_number_that_the_app_says() -> None:
     said = {
-        number for source in app_modules() for text in texts(source) for number in re.findall(r"\b[EW]0\d\b", text.value)
+        number
+        for source in app_modules()
+        for text in texts(source)
+        for number in re.findall(r"\b[EW]0\d\b", text.value)
     }
     assert set(re.findall(r"^\| ([EW]0\d) \|", MANUAL, re.MULTILINE)) == said
 
@@ -111,10 +114,7 @@ def test_the_list_of_decisions_names_each_of_them() -> None:
 def settings_row(name: str, field: FieldInfo) -> str:
     """Write one line of the table of settings."""
     secret = "SecretStr" in str(field.annotation)
-    if field.default is None:
-        default = "*secret*" if secret else "–"
-    else:
-        default = f"`{field.default}`"
+    default = ("*secret*" if secret else "–") if field.default is None else f"`{field.default}`"
     bounds = " ".join(f"{SIGNS[type(bound)]} {_limit(bound)}" for bound in field.metadata if type(bound) in SIGNS)
     choices = [f"`{choice}`" for choice in getattr(field.annotation, "__args__", ()) if isinstance(choice, str)]
     lengths = [f"{bound.min_length} characters" for bound in field.metadata if hasattr(bound, "min_length")]
@@ -135,7 +135,10 @@ def _events(level: str = r"\w+") -> set[str]:
 def _commands() -> list[str]:
     """Return what the manual tells to type after `dashgate`, on one line each."""
     text = MANUAL.replace("\\\n", " ")
-    said = [*re.findall(r"`dashgate ([a-z][^`]*)`", text), *re.findall(r"^(?:.*exec.* )?dashgate ([a-z][^#\n]*)", text, re.MULTILINE)]
+    said = [
+        *re.findall(r"`dashgate ([a-z][^`]*)`", text),
+        *re.findall(r"^(?:.*exec.* )?dashgate ([a-z][^#\n]*)", text, re.MULTILINE),
+    ]
     return [re.sub(r"'[^']*'|\"[^\"]*\"", "x", line).strip() for line in said]
 
 

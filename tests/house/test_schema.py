@@ -11,13 +11,16 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import Script, ScriptDirectory
 from sqlalchemy import Connection
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.lib.db import Database
 from app.models import Base
-from app.models.migrating import alembic_config
+from app.models.migrating import alembic_config, upgrade
 from app.models.schema import newest_revision
 from tests.databases import Databases, _new_name, _with_database, run_sql
 
+MIGRATION_LOCK = 0x64617368  # of migrations/env.py, which runs when it is imported
 LINE = """
     INSERT INTO ledger_entries (id, kind, team_id, api_key_id, task_id, account_id, main_account, region, model, unit,
                                 quantity, billed_at)
@@ -96,6 +99,19 @@ def test_a_database_of_the_models_is_equal_to_a_migrated_one(
 def test_a_migrated_database_is_at_the_newest_revision(own_database: str) -> None:
     at = asyncio.run(_rows(own_database, "SELECT version_num AS name FROM alembic_version"))
     assert at == {newest_revision(): {}}
+
+
+async def test_a_migration_waits_for_another_however_impatient_its_connection_is(own_database: str) -> None:
+    impatient = {"server_settings": {"lock_timeout": "100ms", "statement_timeout": "200ms"}}
+    engine = create_async_engine(make_url(own_database).set(drivername="postgresql+asyncpg"), connect_args=impatient)
+    other = await asyncpg.connect(own_database)
+    await other.execute(f"SELECT pg_advisory_lock({MIGRATION_LOCK})")
+    migrating = asyncio.create_task(upgrade(engine))
+    done, _ = await asyncio.wait({migrating}, timeout=0.5)
+    await other.close()
+    assert not done
+    await migrating
+    await engine.dispose()
 
 
 @pytest.mark.parametrize(

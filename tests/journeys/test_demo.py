@@ -24,7 +24,7 @@ STORY = ["submitting", "pending", "delivering", "succeeded"]  # running passes t
 def state_dir(tmp_path: Path) -> Iterator[Path]:
     """A state directory whose embedded server, and what it put elsewhere, is removed."""
     yield tmp_path / "state"
-    clean(tmp_path / "state")
+    clean(tmp_path / "state" / "demo")
 
 
 def demo(state_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -45,13 +45,13 @@ def test_the_demo_tells_its_story_and_a_second_run_tells_it_to_programs(state_di
     assert told.returncode == 0, told.stdout + told.stderr
     places = [told.stdout.index(f"  {state}") for state in STORY]
     assert places == sorted(places)
-    pictures = sorted((state_dir / "pictures").rglob("*.png"))
+    pictures = sorted((state_dir / "demo" / "pictures").rglob("*.png"))
     assert pictures
     assert all(str(picture) in told.stdout for picture in pictures)
     assert "The vendor's SDK" in told.stdout
     assert "All is well" in told.stdout
     assert "curl -s http://127.0.0.1:" in told.stdout
-    assert "serve.started" in (state_dir / "demo.log").read_text()
+    assert "serve.started" in (state_dir / "demo" / "demo.log").read_text()
 
     again = demo(state_dir, "--json")
     assert again.returncode == 0, again.stdout + again.stderr
@@ -66,4 +66,4 @@ def test_the_demo_tells_its_story_and_a_second_run_tells_it_to_programs(state_di
         assert hashlib.sha256(Path(file["path"]).read_bytes()).hexdigest() == sha256
     (line,) = document["usage"]
     assert (line["team"], line["tasks"]) == ("demo", 2)
-    assert not (state_dir / "embedded.url").exists()
+    assert not (state_dir / "demo" / "embedded.url").exists()

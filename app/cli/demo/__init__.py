@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from app.cli.demo.story import Story
     from app.settings import Settings
 
-REAL_HOME = "demo-upstream"  # a demo of the real upstream keeps apart from those of the simulator
+# Below the state directory: a demo keeps apart from what is run in earnest, and one of the real upstream from others.
+HOME, REAL_HOME = "demo", "demo-upstream"
 LOG = "demo.log"
 
 
@@ -50,8 +51,7 @@ def demo(
 def _settings() -> Settings:
     """Return the settings of a demo: a Postgres of its own unless one is given, and no Redis."""
     settings = load_settings()
-    is_real = settings.demo_account_key is not None
-    home = settings.state_dir / REAL_HOME if is_real else settings.state_dir
+    home = settings.state_dir / (HOME if settings.demo_account_key is None else REAL_HOME)
     return settings.model_copy(update={"embedded": True, "redis_url": None, "state_dir": home.resolve()})
 
 

@@ -1,0 +1,236 @@
+"""Poll: one owner looks, within the pace; nobody else does, and what teaches nothing writes nothing."""
+
+from typing import Any
+
+from app.tasks.poll import THROTTLED_PAUSE_SECONDS, Watches, poll_due, release
+from tests.api.parts import receipt, scripted_upstream, state
+from tests.steps.parts import DAY, states, task, works
+from tests.world import World
+
+
+async def poll(world: World, watches: Watches | None = None) -> int:
+    return await poll_due(world.res, watches=world.watches if watches is None else watches)
+
+
+def looks(world: World) -> int:
+    return len(world.sim.truth.journal.read(operation="query"))
+
+
+async def long_task(world: World) -> str:
+    """A task that runs for a minute."""
+    world.sim.set_durations(60, 60)
+    return await world.create()
+
+
+async def row_versions(world: World) -> list[dict[str, Any]]:
+    """Which transaction wrote each row that a look could touch."""
+    tables = ("tasks", "work", "task_events", "account_models", "accounts", "task_bodies")
+    return [row for table in tables for row in await world.rows(f"SELECT xmin::text, ctid::text FROM {table}")]  # noqa: S608
+
+
+# --- the owner -----------------------------------------------------------------------------------------------------
+
+
+async def test_the_first_poller_becomes_the_owner_and_looks(world: World) -> None:
+    task_id = await long_task(world)
+    assert await poll(world) == 1
+    assert (await task(world, task_id))["state"] == "running"
+    (work,) = await works(world, "account")
+    assert (work["key"], work["epoch"]) == ("cn-beijing/cn-beijing", 1)
+    assert (work["lease_until"] - world.res.clock.now()).total_seconds() == world.res.settings.account_lease_seconds
+
+
+async def test_a_second_poller_gets_nothing_and_asks_nothing(world: World) -> None:
+    await long_task(world)
+    await poll(world)
+    seen, second = looks(world), {}
+    world.sim.advance(2)
+    assert await poll(world, second) == 0
+    assert (second, looks(world)) == ({}, seen)
+
+
+async def test_an_owner_at_work_keeps_its_lease_for_as_long_as_it_likes(world: World) -> None:
+    await long_task(world)
+    second: Watches = {}
+    for _ in range(10):
+        await poll(world)
+        world.sim.advance(5)
+        await poll(world, second)
+    assert second == {}
+    assert [work["epoch"] for work in await works(world, "account")] == [1]
+
+
+async def test_a_dead_owner_is_replaced_when_its_lease_has_lapsed(world: World) -> None:
+    await long_task(world)
+    await poll(world)
+    second: Watches = {}
+    world.sim.advance(world.res.settings.account_lease_seconds - 0.1)
+    assert await poll(world, second) == 0
+    world.sim.advance(0.2)
+    seen = looks(world)
+    await poll(world, second)
+    assert looks(world) == seen + 1
+    assert [work["epoch"] for work in await works(world, "account")] == [2]
+
+
+async def test_an_owner_that_wakes_up_too_late_asks_nothing_more(world: World) -> None:
+    await long_task(world)
+    await poll(world)
+    second: Watches = {}
+    world.sim.advance(16)
+    await poll(world, second)
+    seen = looks(world)
+    world.sim.advance(2)
+    assert await poll(world) == 0
+    assert (world.watches, looks(world)) == ({}, seen)
+
+
+async def test_an_owner_that_leaves_hands_over_within_a_second(world: World) -> None:
+    await long_task(world)
+    await poll(world)
+    await release(world.res, watches=world.watches)
+    assert world.watches == {}
+    second: Watches = {}
+    await poll(world, second)
+    assert second == {}  # its last call may still be on the wire
+    world.sim.advance(1.1)
+    await poll(world, second)
+    assert list(second) == ["cn-beijing/cn-beijing"]
+
+
+async def test_what_an_owner_remembers_is_never_needed(world: World) -> None:
+    task_id = await world.create()
+    await poll(world)
+    world.sim.advance(20)
+    await poll(world, {})  # a successor that knows nothing
+    assert (await task(world, task_id))["state"] == "delivering"
+
+
+# --- looking -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_task_is_looked_at_at_most_once_a_second(world: World) -> None:
+    await long_task(world)
+    for _ in range(5):
+        await poll(world)
+    assert looks(world) == 1
+    world.sim.advance(1)
+    await poll(world)
+    assert looks(world) == 2
+
+
+async def test_a_look_that_learned_nothing_writes_nothing(world: World) -> None:
+    await long_task(world)
+    await poll(world)
+    before = await row_versions(world)
+    world.sim.advance(1.1)
+    assert await poll(world) == 0
+    assert looks(world) == 2
+    assert await row_versions(world) == before
+
+
+async def test_a_task_still_waiting_upstream_is_nothing_new(world: World) -> None:
+    world.sim.set_limits(running_tasks=0)
+    await world.create()
+    assert await poll(world) == 0
+    assert await states(world) == ["pending"]
+
+
+async def test_words_that_are_no_ending_end_nothing(world: World) -> None:
+    async with scripted_upstream(world) as upstream:
+        upstream.create = receipt()
+        await world.create()
+        for word in ("SUSPENDED", "PENDING", "ARCHIVED", "succeeded", "", "\u6210\u529f"):
+            upstream.look = state(word)
+            world.sim.advance(1.1)
+            assert await poll(world) == 0, word
+        assert len(upstream.received) == 7
+    assert await states(world) == ["pending"]
+
+
+async def test_what_is_no_answer_ends_nothing(world: World) -> None:
+    async with scripted_upstream(world) as upstream:
+        upstream.create = receipt()
+        await world.create()
+        for upstream.look in (
+            (200, b""),
+            (200, b"<html>"),
+            (200, b"[]"),
+            (200, b'{"output":null}'),
+            (200, b'{"output":{"task_status":7}}'),
+            (200, b'{"output":{}}'),
+            (200, b"[" * 100_000),
+            (200, b'{"output":{"task_status":"FAILED","x":"' + b"x" * 2_000_000 + b'"}}'),
+            (404, b'{"code":"NotFound","message":"x"}'),
+            (400, b'{"output":{"task_status":"FAILED"}}'),
+            (401, b'{"code":"InvalidApiKey","message":"x"}'),
+            (500, b'{"output":{"task_status":"FAILED"}}'),
+            (301, b""),
+        ):
+            world.sim.advance(1.1)
+            assert await poll(world) == 0, upstream.look
+    assert await states(world) == ["pending"]
+
+
+async def test_a_look_that_the_upstream_could_not_answer_is_asked_again(world: World) -> None:
+    task_id = await world.create()
+    for status in (500, 503):
+        world.sim.fail_next("query", "5xx", status=status)
+        world.sim.advance(1.1)
+        assert await poll(world) == 0
+    world.sim.advance(1.1)
+    assert await poll(world) == 1
+    assert (await task(world, task_id))["state"] == "delivering"
+
+
+async def test_a_429_on_a_look_holds_the_owners_pace(world: World) -> None:
+    await long_task(world)
+    world.sim.fail_next("query", "429")
+    assert await poll(world) == 0
+    (watch,) = world.watches.values()
+    held = watch.pace._next_at - world.res.clock.monotonic()
+    assert held >= THROTTLED_PAUSE_SECONDS
+    assert await states(world) == ["pending"]
+
+
+async def test_one_tasks_trouble_does_not_keep_the_others_from_being_seen(world: World) -> None:
+    ids = [await world.create(), await world.create()]
+    await world.rows("UPDATE task_bodies SET answer = NULL")
+    world.sim.fail_next("query", "5xx")
+    world.sim.advance(1.1)
+    assert await poll(world) == 1
+    seen = sorted([(await task(world, task_id))["state"] for task_id in ids])
+    assert seen == ["delivering", "pending"]
+
+
+# --- forgotten upstream --------------------------------------------------------------------------------------------
+
+
+async def test_unknown_is_no_ending_for_a_young_task(world: World) -> None:
+    async with scripted_upstream(world) as upstream:
+        upstream.create, upstream.look = receipt(), state("UNKNOWN")
+        await world.create()
+        for seconds in (1.1, 3_600, DAY - 3_700):
+            world.sim.advance(seconds)
+            assert await poll(world) == 0
+    assert await states(world) == ["pending"]
+
+
+async def test_unknown_after_a_day_is_expired_and_presumed_made(world: World) -> None:
+    task_id = await world.create(n=3)
+    world.sim.advance(DAY + 1)
+    assert await poll(world) == 1
+    row = await task(world, task_id)
+    assert (row["state"], row["code"]) == ("expired", "Dashgate.ResultExpired")
+    line = await world.row("SELECT kind, quantity, unit, upstream_task_id FROM ledger_entries")
+    assert (line["kind"], line["quantity"], line["unit"]) == ("presumed", 3, "image")
+    assert line["upstream_task_id"] == world.sim.truth.tasks[0].id
+    assert [row["type"] for row in await world.rows("SELECT type FROM webhook_events")] == ["task.expired"]
+
+
+async def test_a_task_seen_running_expires_like_any_other(world: World) -> None:
+    task_id = await long_task(world)
+    await poll(world)
+    world.sim.advance(DAY + 1)
+    await poll(world, {})
+    assert (await task(world, task_id))["state"] == "expired"
