@@ -27,7 +27,9 @@ def _without_slash(url: str) -> str:
     return url.rstrip("/")
 
 
-def _host_and_port(listen: str) -> str:
+def _host_and_port(listen: str | None) -> str | None:
+    if listen is None:
+        return None
     host, _, port = listen.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise ValueError("must be HOST:PORT")
@@ -61,6 +63,9 @@ class Settings(BaseSettings):
     )
     operators_listen: Annotated[str, AfterValidator(_host_and_port)] = Field(
         "127.0.0.1:8081", description="HOST:PORT of the operators' surface with `--surface all`"
+    )
+    worker_listen: Annotated[str | None, AfterValidator(_host_and_port)] = Field(
+        None, description="HOST:PORT of a worker's own /livez, /readyz and /metrics; none unless set"
     )
     state_dir: Path = Field(Path(".dashgate"), description="where an embedded server and the demo keep their files")
     catalogue_file: Path | None = Field(None, description="a TOML file of more models")

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def worker(as_json: AsJson = False) -> None:
-    """Run the worker's loops. SIGTERM and Ctrl-C end it within 30 s; what is cut off is taken up by others."""
+    """Run the worker's loops. SIGTERM and Ctrl-C end it within 30 s; what is cut off is taken up by others.
+
+    With DASHGATE_WORKER_LISTEN it answers /livez, and to the operators' token /readyz and /metrics.
+    """
     run_lasting(lambda res: _work(res, as_json=as_json), as_json=as_json)
 
 
@@ -22,4 +25,9 @@ async def _work(res: Resources, *, as_json: bool) -> None:
     stop: asyncio.Event = stop_on_signals()
     if as_json:
         show(Report({"loops": list(loops(res, {}))}), as_json=True)
-    await run_worker(res, stop=stop)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(run_worker(res, stop=stop))
+        if res.settings.worker_listen is not None:
+            from app.main import serve
+
+            group.create_task(serve(res, teams=None, operators=res.settings.worker_listen, stop=stop))

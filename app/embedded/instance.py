@@ -79,7 +79,7 @@ def refuse_if_in_use(home: Path) -> None:
     Raises:
         EmbeddedServerError: one does; the message has its id. Or the instance is another user's.
     """
-    for lock in home.glob("*/owner.lock"):
+    for lock in home.rglob("owner.lock"):
         with ExitStack() as stack:
             try:
                 _lock_folder(lock.parent, stack, patient=True)

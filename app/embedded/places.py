@@ -117,9 +117,12 @@ def is_fit_for_sockets(directory: Path) -> bool:
 
 
 def temp_homes(state_dir: Path) -> Iterator[Path]:
-    """Yield the private temporary directories of this state directory that exist, other users' included."""
+    """Yield the private temporary directories of this state directory, and of those in it (the demo's), that exist;
+    other users' included."""
+    inner = [path for path in state_dir.iterdir() if path.is_dir()] if state_dir.is_dir() else []
     for parent in {Path(tempfile.gettempdir()), Path("/tmp")}:  # noqa: S108 - where `_temp_parent` may have gone
-        yield from parent.glob(f"{TEMP_NAME}{_fingerprint(state_dir)}-*")
+        for directory in (state_dir, *inner):
+            yield from parent.glob(f"{TEMP_NAME}{_fingerprint(directory)}-*")
 
 
 def remove_tree(directory: Path) -> None:
@@ -155,10 +158,11 @@ def _temp_parent() -> Path:
 def _temp_name(state_dir: Path) -> str:
     """Name the checkout for people, the whole path for us, and the user, whose files no other user may touch.
 
-    >>> _temp_name(Path("/srv/my project/.dashgate")).startswith("dashgate-")
+    >>> _temp_name(Path("/srv/my project/.dashgate/demo")).endswith("-myproject")
     True
     """
-    checkout = re.sub(r"[^A-Za-z0-9._-]", "", state_dir.parent.name)[:16]
+    above = next((parent.name for parent in state_dir.parents if not parent.name.startswith(".")), "")
+    checkout = re.sub(r"[^A-Za-z0-9._-]", "", above)[:16]
     return f"{TEMP_NAME}{_fingerprint(state_dir)}-{os.geteuid()}-{checkout}"
 
 

@@ -96,6 +96,8 @@ async def _end_doubtful(res: Resources, task_id: UUID, attempt: int) -> None:
     """Give up: the task fails honestly, and what it may have cost stands apart from the bill."""
     at = res.clock.now()
     async with transaction(res) as session:
+        if not await store.lock_if_still_all_teams(session, task_id, State.DOUBTFUL):
+            return  # a receipt came in the last moment: the attempt is the same, and it lives
         task = await finish(
             session,
             task_id,

@@ -147,6 +147,12 @@ async def move(
     return row
 
 
+async def lock_if_still_all_teams(session: Session, task_id: UUID, state: State) -> bool:
+    """Lock a task that was read as being in a state; False: it has left it, perhaps just now."""
+    found = await session.execute(select(Task.id).where(Task.id == task_id, Task.state == str(state)).with_for_update())
+    return found.scalar_one_or_none() is not None
+
+
 async def read_queued_models_all_teams(session: Session) -> Sequence[RowMapping]:
     """Read which models have queued tasks, on which main accounts."""
     columns = (Task.main_account, Task.region, Task.model)

@@ -24,6 +24,7 @@ import pytest
 import pytest_asyncio
 
 from app.delivery.destinations import NewDestination
+from app.simulator import BEIJING
 from tests.databases import Databases
 from tests.processes import (
     CommitDoor,
@@ -51,6 +52,7 @@ SHORT = {
 RESCUE_SECONDS = 60.0  # call, margin, rescue, and the chore that ends doubts: 30 s on a quiet machine
 STORM_SECONDS = 15.0
 STORM_TASKS = 30
+STORM_CLIENTS = 4
 STORM_PAUSE_SECONDS = (0.3, 0.7)
 SLOW_SECONDS = 0.3
 UNKNOWN = "Dashgate.OutcomeUnknown"
@@ -323,7 +325,7 @@ class Storm:
         print(f"the storm's seed is {self.seed}")  # noqa: T201 -- pytest shows it when a test fails
         dice = random.Random(self.seed)
         ends = time.monotonic() + STORM_SECONDS
-        creating = [asyncio.ensure_future(self._create(random.Random(dice.random()))) for _ in range(2)]
+        creating = [asyncio.ensure_future(self._create(random.Random(dice.random()))) for _ in range(STORM_CLIENTS)]
         while time.monotonic() < ends or len(self.sea.accepted) < STORM_TASKS:
             await asyncio.sleep(dice.uniform(*STORM_PAUSE_SECONDS))
             self._strike(dice)
@@ -354,7 +356,7 @@ class Storm:
     async def _create(self, dice: random.Random) -> None:
         """Create at random moments; a gateway that is not there, or not yet, is no reason to stop."""
         while True:
-            await asyncio.sleep(dice.uniform(0.1, 0.6))
+            await asyncio.sleep(dice.uniform(0, 0.4))
             with contextlib.suppress(httpx.TransportError):
                 await self.sea.create(gateway=dice.choice(self.gateways))
 
@@ -363,7 +365,9 @@ class Storm:
 async def storm(sea: Yard) -> Storm:
     """A storm that has raged; its gateways and workers live on and clear up."""
     await sea.sim.tell("durations", seconds=[0.1, 1.5])
-    await sea.sim.tell("limits", creates_per_second=100)  # a slow wire makes bursts, and a 429 would end the crowd
+    # The wrecks hold all the usual room until rescue has them; and a slow wire makes bursts, which bring 429s.
+    await sea.fleet.command("account", "limit", BEIJING, "wan2.6-image", "--rps", "20", "--running", "30")
+    await sea.sim.tell("limits", creates_per_second=100, running_tasks=30)
     sea.wire.most_seconds = SLOW_SECONDS
     seed = int(os.environ.get("STORM_SEED") or random.randrange(1_000_000))
     storm = Storm(sea, seed, [sea.gateway, await sea.fleet.gateway()], [await sea.fleet.worker() for _ in range(2)])

@@ -24,7 +24,7 @@ STORY = ["submitting", "pending", "delivering", "succeeded"]  # running passes t
 def state_dir(tmp_path: Path) -> Iterator[Path]:
     """A state directory whose embedded server, and what it put elsewhere, is removed."""
     yield tmp_path / "state"
-    clean(tmp_path / "state" / "demo")
+    clean(tmp_path / "state")
 
 
 def demo(state_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,9 @@ EXPIRES = 1_795_399_200
 
 
 def link(index: int = 0) -> tuple[str, str]:
-    return make_link("cn-beijing", "0385dc79-5ff8-4d82-bcb6-000000000000", index=index, made_at=MADE_AT, expires=EXPIRES)
+    return make_link(
+        "cn-beijing", "0385dc79-5ff8-4d82-bcb6-000000000000", index=index, made_at=MADE_AT, expires=EXPIRES
+    )
 
 
 def test_a_link_opens_its_file_until_the_second_it_expires() -> None:
