@@ -13,7 +13,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,61 @@ QUERIES = {
     "orphans": "SELECT upstream_task_id FROM upstream_orphans",
     "work": "SELECT kind, key FROM work WHERE kind IN ('submit', 'deliver')",
 }
+
+
+def good_books() -> Books:
+    """Books of two tasks: one succeeded with an image, one of unknown outcome."""
+    made = {"id": 1, "state": "succeeded", "code": None, "tag": "a", "upstream_task_id": "u1"}
+    unknown = {"id": 2, "state": "failed", "code": UNKNOWN, "tag": "b", "upstream_task_id": None}
+    return Books(
+        accepted={"a": "1"},
+        tasks=[{**task, "most": 1, "attempt": 1, "refused_inline": False} for task in (made, unknown)],
+        ledger=[
+            {"task_id": 1, "kind": "usage", "quantity": 1},
+            {"task_id": 2, "kind": "uncertain", "quantity": 1},
+        ],
+        events=[{"task_id": 1, "type": "task.succeeded"}, {"task_id": 2, "type": "task.failed"}],
+        assets=[{"task_id": 1, "position": 0, "state": "stored", "sha256": "x", "object_key": "k"}],
+        orphans=[],
+        work=[],
+        upstream=[
+            {"id": "u1", "prompt": "a", "billed_images": 1, "images": [{"sha256": "x"}]},
+            {"id": "u2", "prompt": "b", "billed_images": 1, "images": [{"sha256": "y"}]},
+        ],
+        objects={"k": "x"},
+    )
+
+
+TAMPERINGS: dict[str, Callable[[Books], object]] = {
+    "a lost task": lambda books: books.tasks.pop(0),
+    "an answer with another's id": lambda books: books.accepted.update(a="2"),
+    "a task sent twice": lambda books: books.upstream.append({**books.upstream[1], "id": "u3"}),
+    "a task that hangs": lambda books: books.tasks[0].update(state="running"),
+    "an upstream task of no row": lambda books: books.upstream.append({**books.upstream[1], "id": "u3", "prompt": "c"}),
+    "another's upstream task": lambda books: books.tasks[0].update(upstream_task_id="u2"),
+    "no bill": lambda books: books.ledger.pop(0),
+    "two bills": lambda books: books.ledger.append(books.ledger[0]),
+    "a wrong quantity": lambda books: books.ledger[0].update(quantity=2),
+    "no word of doubt": lambda books: books.ledger.pop(),
+    "told twice": lambda books: books.events.append(books.events[0]),
+    "told to nobody": lambda books: books.events.pop(),
+    "other bytes": lambda books: books.objects.update(k="z"),
+    "no bytes": lambda books: books.objects.clear(),
+    "bytes of nothing": lambda books: books.objects.update(k2="x"),
+    "work left over": lambda books: books.work.append({"kind": "submit", "key": "1"}),
+    "an orphan": lambda books: books.orphans.append({"upstream_task_id": "u2"}),
+}
+
+
+def test_good_books_bring_no_complaint() -> None:
+    assert good_books().complaints() == []
+
+
+@pytest.mark.parametrize("tampering", TAMPERINGS)
+def test_books_that_were_tampered_with_bring_a_complaint(tampering: str) -> None:
+    books = good_books()
+    TAMPERINGS[tampering](books)
+    assert books.complaints() != []
 
 
 # --- the yard: one gateway whose processes are killed -----------------------------------------------------------------
