@@ -7,6 +7,8 @@ from decimal import Decimal
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from sqlalchemy import RowMapping
+
 from app.errors import InvalidParameter
 from app.ledger import store
 from app.lib.db import reading
@@ -44,7 +46,23 @@ async def usage_report(res: Resources, *, team_id: UUID | None, month: str | Non
             rows = await store.sum_months_all_teams(session, zone=zone.key, since=since, until=until)
         else:
             rows = await store.sum_months(session, team_id, zone=zone.key, since=since, until=until)
-    return [UsageSum(**{**row, "month": f"{row['month']:%Y-%m}", "team": row["team"] or "(removed)"}) for row in rows]
+    return [_sum_from(row) for row in rows]
+
+
+def _sum_from(row: RowMapping) -> UsageSum:
+    shown = {"month": f"{row['month']:%Y-%m}", "team": row["team"] or "(removed)"}
+    quantities = {name: plain(row[name]) for name in ("quantity", "presumed", "uncertain")}
+    return UsageSum(**{**row, **shown, **quantities})
+
+
+def plain(quantity: Decimal) -> Decimal:
+    """Return a quantity as people write it: the column keeps six places, three images are 3.
+
+    >>> plain(Decimal("3.000000")), plain(Decimal("13.930000")), plain(Decimal("100.000000"))
+    (Decimal('3'), Decimal('13.93'), Decimal('100'))
+    """
+    whole = quantity.to_integral_value()
+    return whole if quantity == whole else quantity.normalize()
 
 
 def month_bounds(month: str | None, zone: ZoneInfo) -> tuple[datetime, datetime]:

@@ -30,6 +30,7 @@ from app.upstream.faults import Fault
 log = structlog.get_logger()
 
 LEASE_MARGIN_SECONDS = 15.0  # beyond the call's own time limit: for the record, and a slow database
+LATE_SECONDS = 5.0  # of that margin a sender may lose before it begins
 LOST_ANSWER_PAUSE_SECONDS = 5.0  # so that send windows of one model do not overlap (design.md 3, doubtful)
 NOT_SENT_PAUSE_SECONDS = 5.0
 ACCOUNT_PAUSE_SECONDS = 60.0
@@ -86,7 +87,8 @@ Sent = Accepted | Refused | None
 async def send(res: Resources, attempt: Attempt, *, inline: InlineWait | None = None) -> Sent:
     """Send one marked attempt and record what came of it.
 
-    1. Wait for its slot; check the lease by our own clock. Past it: do nothing, rescue has the task.
+    1. Wait for its slot; check by our own clock that the whole call still fits into the lease. A process that was
+       paused meanwhile sends nothing, and the task goes back to the queue.
     2. Outside: the create call.
     3. One transaction, by attempt and not by lease: the receipt (`pending`), the refusal (`failed`, or back to
        `queued` when nothing was taken), or the loss of the answer (`doubtful`).
@@ -95,8 +97,9 @@ async def send(res: Resources, attempt: Attempt, *, inline: InlineWait | None = 
     when nothing is certain.
     """
     await asyncio.sleep(attempt.wait_seconds)
-    if res.clock.monotonic() >= attempt.ends_monotonic - LEASE_MARGIN_SECONDS:
-        log.warning("task.send_skipped", task=str(attempt.task_id), reason="lease over")
+    if _is_late(res, attempt):
+        log.warning("task.send_skipped", task=str(attempt.task_id))
+        await _hold_on(res, lambda: _record_not_taken(res, attempt, reason="sender was late", pause=0))
         return None
     try:
         answer = await upstream_of(res, attempt.account).create_task(
@@ -122,6 +125,12 @@ async def send(res: Resources, attempt: Attempt, *, inline: InlineWait | None = 
             UPSTREAM_CALLS.labels("create", answer.fault).inc()
             await _hold_on(res, lambda: _record_refusal(res, attempt, refused=answer, inline=inline))
     return answer
+
+
+def _is_late(res: Resources, attempt: Attempt) -> bool:
+    """Tell whether a call begun now could outlast its lease."""
+    needed = res.settings.call_timeout_seconds + LEASE_MARGIN_SECONDS - LATE_SECONDS
+    return attempt.ends_monotonic - res.clock.monotonic() < needed
 
 
 async def _hold_on(res: Resources, record: Callable[[], Awaitable[object]]) -> None:

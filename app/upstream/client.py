@@ -19,6 +19,9 @@ from app.upstream.faults import Fault, fault_of
 ANSWER_MAX_BYTES = 1024 * 1024
 TASK_CALL_SECONDS = 5.0
 UPSTREAM_ID_MAX_CHARS = 200
+BROKEN_THERE = frozenset(
+    {"APIConnectionError", "ClientDisconnect"}
+)  # a 400 that tells of a lost call, not of a bad one
 # Headers of a request that the upstream acts on (dashscope-api.md 1.4); nothing else of a team's request travels.
 FORWARDED_HEADERS = ("x-dashscope-ossresourceresolve", "x-dashscope-datainspection")
 
@@ -146,8 +149,8 @@ def _receipt(reply: Reply) -> answers.Accepted | answers.Refused:
 
 def _refusal(reply: Reply, request_id: str) -> answers.Refused:
     code, message = _text(reply.fields, "code"), _text(reply.fields, "message")
-    if not code and reply.status != 429:
-        _no_verdict(reply, request_id)
+    if code in BROKEN_THERE or (not code and reply.status != 429):
+        _no_verdict(reply, code=code, request_id=request_id)
     return answers.Refused(
         status=reply.status if reply.status >= 400 else 400,
         code=code,
@@ -159,9 +162,9 @@ def _refusal(reply: Reply, request_id: str) -> answers.Refused:
     )
 
 
-def _no_verdict(reply: Reply, request_id: str) -> NoReturn:
+def _no_verdict(reply: Reply, *, code: str, request_id: str) -> NoReturn:
     """A 4xx without the upstream's own error shape came from something in between."""
-    raise AnswerLost(f"{reply.status} without a code", request_id=request_id or None)
+    raise AnswerLost(f"{reply.status} {code or 'without a code'}", request_id=request_id or None)
 
 
 def _look(reply: Reply, output: dict[str, Any]) -> answers.Look:

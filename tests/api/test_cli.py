@@ -298,11 +298,11 @@ async def test_a_task_is_shown_with_its_whole_life_but_without_prompt_and_upstre
     )
     truth = next(made for made in world.sim.truth.tasks if made.id == task["upstream_task_id"])
     assert [asset["sha256"] for asset in task["assets"]] == [picture.sha256 for picture in truth.pictures]
-    assert [(line["kind"], line["quantity"]) for line in task["ledger"]] == [("usage", "2.000000")]
+    assert [(line["kind"], line["quantity"]) for line in task["ledger"]] == [("usage", "2")]
     assert warned.document["destination_missing"] is True
     assert warned.document["warnings"]
     assert [row["id"] for row in listed.document["tasks"]] == [stored]
-    assert [(line["team"], line["quantity"]) for line in report.document["lines"]] == [("alpha", "2.000000")]
+    assert [(line["team"], line["quantity"]) for line in report.document["lines"]] == [("alpha", "2")]
     assert all(asset["sha256"] in drawn.out for asset in task["assets"])
     everything = "".join(done.out + done.err for done in (shown, drawn, warned, listed))
     assert "secret prompt" not in everything

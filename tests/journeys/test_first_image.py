@@ -27,6 +27,6 @@ async def test_an_image_travels_from_the_request_to_the_teams_own_storage(world:
     assert (line["kind"], line["unit"], line["quantity"], line["flag"]) == ("usage", "image", 2, None)
     assert line["upstream_task_id"] == truth.id
     usage = (await world.http.get("/v1/usage", headers=world.headers())).json()["lines"]
-    assert [(line["model"], line["quantity"]) for line in usage] == [("wan2.6-image", "2.000000")]
+    assert [(line["model"], line["quantity"]) for line in usage] == [("wan2.6-image", "2")]
     assert [row["type"] for row in await world.rows("SELECT type FROM webhook_events")] == ["task.succeeded"]
     assert [row["kind"] for row in await world.rows("SELECT kind FROM work WHERE kind IN ('submit', 'deliver')")] == []

@@ -134,11 +134,15 @@ async def test_a_call_of_which_no_byte_left_waits_and_goes_again(world: World) -
     assert await world.finish(task_id) == "SUCCEEDED"
 
 
-async def test_a_sender_past_its_lease_sends_nothing(world: World) -> None:
+async def test_a_sender_that_was_paused_sends_nothing_and_hands_its_task_back(world: World) -> None:
     (task_id,) = await queued(world, 1)
-    attempt = replace(await attempt_of(world, task_id), ends_monotonic=world.res.clock.monotonic() + 15)
+    await world.rows("UPDATE tasks SET state = 'submitting', attempt = 1")
+    await world.rows("DELETE FROM work WHERE kind = 'submit'")  # rescue has been here
+    attempt = replace(await attempt_of(world, task_id), ends_monotonic=world.res.clock.monotonic() + 11)
     assert await send(world.res, attempt) is None
     assert sent(world) == []
+    assert await states(world) == ["queued"]
+    assert await world.finish(task_id) == "SUCCEEDED"
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------
