@@ -124,10 +124,11 @@ class UnsupportedMediaType(CallerError):
 class UpstreamRefused(CallerError):
     """The upstream refused the request."""
 
-    def __init__(self, status: int, body: bytes) -> None:
+    def __init__(self, status: int, body: bytes, *, task_id: str | None = None) -> None:
         super().__init__()
         self.status = status
         self.body = body
+        self.task_id = task_id  # for the operator: no team reads such a task
 
 
 class OperatorError(DashgateError):

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import signal
 import socket
 from collections.abc import Sequence
 from typing import Literal
@@ -21,6 +20,7 @@ from app.api.edge import Edge
 from app.api.rendering import error_response
 from app.errors import DashgateError, InvalidParameter, MethodNotAllowed, NotFound
 from app.resources import Resources
+from app.tasks.submit import LEASE_MARGIN_SECONDS
 
 log = structlog.get_logger()
 
@@ -28,7 +28,7 @@ Surface = Literal["teams", "operators"]
 
 # the order is the order of asking: status reads are most of all calls
 TEAMS: Sequence[APIRouter] = (tasks.router, services.router, assets.router, usage.router, ops.public)
-OPERATORS: Sequence[APIRouter] = (ops.operators, ops.public, admin.router)
+OPERATORS: Sequence[APIRouter] = (ops.operators_public, ops.operators, ops.public, admin.router)
 KEEP_ALIVE_SECONDS = 15
 STOP_SECONDS = 20  # open answers may end; files being read are cut off after this
 BACKLOG = 1024
@@ -46,8 +46,8 @@ def create_app(surface: Surface, res: Resources) -> ASGIApp:
     return app
 
 
-async def serve(res: Resources, *, teams: str | None, operators: str | None, stop: asyncio.Event | None = None) -> None:
-    """Serve one or both surfaces, each at its HOST:PORT, until `stop` is set or a signal comes.
+async def serve(res: Resources, *, teams: str | None, operators: str | None, stop: asyncio.Event) -> None:
+    """Serve one or both surfaces, each at its HOST:PORT, until `stop` is set.
 
     Raises:
         OSError: an address is taken.
@@ -57,7 +57,6 @@ async def serve(res: Resources, *, teams: str | None, operators: str | None, sto
         surfaces.append(("teams", teams))
     if operators:
         surfaces.append(("operators", operators))
-    stop = stop or _stop_on_signals()
     sockets = [listen(address) for _, address in surfaces]
     servers = [_Server(_config(create_app(surface, res))) for surface, _ in surfaces]
     async with asyncio.TaskGroup() as group:
@@ -71,7 +70,7 @@ async def serve(res: Resources, *, teams: str | None, operators: str | None, sto
         stopped.cancel()
         for server in servers:
             server.should_exit = True
-    late = await res.calls.drain(res.settings.call_timeout_seconds)
+    late = await res.calls.drain(res.settings.call_timeout_seconds + LEASE_MARGIN_SECONDS)
     log.info("serve.stopped", unfinished_calls=late)
 
 
@@ -104,14 +103,6 @@ def _config(app: ASGIApp) -> uvicorn.Config:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-
-
-def _stop_on_signals() -> asyncio.Event:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    return stop
 
 
 def _unrouted(request: Request, error: Exception) -> Response:

@@ -6,7 +6,7 @@ from a file named by the same setting with `_FILE` behind it.
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,9 +16,10 @@ MIB = 1024 * 1024
 
 
 def _known_zone(name: str) -> str:
-    if name not in available_timezones():
-        raise ValueError(f"no such time zone: {name}")
-    return name
+    try:
+        return ZoneInfo(name).key
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"no such time zone: {name}") from None
 
 
 def _without_slash(url: str) -> str:
@@ -85,7 +86,7 @@ class Settings(BaseSettings):
     delivery_grace_seconds: int = Field(120, ge=0, le=3600, description="the longest a task waits for its files")
     poll_calls_per_second: float = Field(18, gt=0, le=1000, description="task calls a second per main account")
     account_lease_seconds: float = Field(15, ge=2, le=300, description="how soon a dead owner is replaced")
-    delivery_lease_seconds: float = Field(960, ge=2, le=3600, description="the longest one file's copy may take")
+    delivery_lease_seconds: float = Field(60, ge=2, le=3600, description="how soon a dead worker's file is taken up")
     link_life_seconds: int = Field(
         7 * DAY_SECONDS, ge=3600, le=30 * DAY_SECONDS, description="the life of an asset link"
     )

@@ -428,9 +428,9 @@ class Door:
 class SlowDoor(Door):
     """A door that keeps everything that passes for a random while, so that calls are on the wire for longer."""
 
-    def __init__(self, port: int, dice: random.Random) -> None:
-        super().__init__("127.0.0.1", port)
-        self._dice = dice
+    def __init__(self, *target: Any, dice: random.Random | None = None) -> None:
+        super().__init__(*target)
+        self._dice = dice or random.Random()
         self.most_seconds = 0.0
 
     async def _up(self, line: Line) -> None:

@@ -33,6 +33,7 @@ SECRET_KEY = "a secret key for tests, 32 characters or more"
 ADMIN_TOKEN = "an-admin-token-for-tests"
 CREATE_PATH = "/api/v1/services/aigc/image-generation/generation"
 ROUNDS_MOST = 50
+SETTLE_SECONDS = 10
 
 
 class SimulatorTime(Clock):
@@ -106,7 +107,7 @@ class World:
         for round_number in range(ROUNDS_MOST):
             worked = [
                 await rescue_due(self.res),
-                await dispatch_due(self.res),
+                await self.dispatch(),
                 await poll_due(self.res, watches=self.watches),
                 await deliver_due(self.res),
                 await chore_due(self.res),
@@ -114,6 +115,12 @@ class World:
             if not any(worked):
                 return round_number
         raise AssertionError("the steps never became idle")
+
+    async def dispatch(self, limit: int = 20) -> int:
+        """Send what is queued, and wait until each call has recorded its end."""
+        sent = await dispatch_due(self.res, limit=limit)
+        await self.res.calls.drain(SETTLE_SECONDS)
+        return sent
 
     async def advance(self, seconds: float) -> None:
         """Move the one clock, then let every step do what became due."""

@@ -39,16 +39,21 @@ async def caller(request: Request) -> Caller:
     return found
 
 
-async def operator(request: Request) -> None:
-    """Let the operator pass, by the admin token; without a token set nobody passes.
-
-    Raises:
-        InvalidApiKey: no token, or another one.
-    """
+def is_operator(request: Request) -> bool:
+    """Tell whether a request bears the admin token; without a token set nobody does."""
     token = resources(request).settings.admin_token
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     expected = token.get_secret_value() if token else ""
-    if not expected or scheme.lower() != "bearer" or not compare_digest(given.encode(), expected.encode()):
+    return bool(expected) and scheme.lower() == "bearer" and compare_digest(given.encode(), expected.encode())
+
+
+async def operator(request: Request) -> None:
+    """Let the operator pass.
+
+    Raises:
+        InvalidApiKey: no admin token, or another one.
+    """
+    if not is_operator(request):
         raise InvalidApiKey("The operators' token is missing or wrong.")
 
 

@@ -20,6 +20,8 @@ def error_response(request: Request, error: DashgateError) -> Response:
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, UpstreamRefused):
+        if error.task_id is not None:
+            headers["X-Dashgate-Task-Id"] = error.task_id
         return Response(error.body, error.status, headers, media_type="application/json")
     path: str = request.scope["path"]  # as matched; never rebuilt from the Host header
     if path == DASHSCOPE_PREFIX or path.startswith(f"{DASHSCOPE_PREFIX}/"):

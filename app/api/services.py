@@ -17,6 +17,7 @@ from app.upstream.client import FORWARDED_HEADERS
 router = APIRouter()
 
 MODEL_MAX_CHARS = 200
+OSS_INPUT = re.compile(rb'"\s*oss:(?://|\\/\\/)', re.IGNORECASE)
 TAG_FORM = re.compile(rf"[A-Za-z0-9_.:/-]{{1,{TAG_MAX_CHARS}}}")
 HEADER_FORM = re.compile(r"[\x20-\x7e]{1,200}")
 
@@ -40,6 +41,9 @@ async def create(request: Request) -> Response:
 
 def _call(request: Request, body: bytes, *, fields: dict[str, Any]) -> Call:
     model, parameters = fields.get("model"), fields.get("parameters", {})
+    if OSS_INPUT.search(body):
+        # readable by every key of the account, so whose it is must be known; uploads come with a later part
+        raise InvalidParameter("An oss:// input must be an upload of this team.")
     if not isinstance(model, str) or not 0 < len(model) <= MODEL_MAX_CHARS:
         raise InvalidParameter("model must be the name of a model.")
     tag = request.headers.get("x-dashgate-tag", "")

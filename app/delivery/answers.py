@@ -22,6 +22,7 @@ from app.tasks.store import read_answers
 from app.upstream.results import replace_links
 
 ECHOED_ID_MAX_CHARS = 100
+ENDED = b"ended"  # kept in place of an answer: read the row
 
 
 async def task_answer(res: Resources, team_id: UUID, asked_id: str, *, request_id: str) -> bytes:
@@ -36,7 +37,7 @@ async def task_answer(res: Resources, team_id: UUID, asked_id: str, *, request_i
     task_id = find_uuid(asked_id)
     cache_key = f"{team_id}:{asked_id}"
     rest = await res.signals.find_status(cache_key) if task_id else None
-    if rest is None:
+    if rest is None or rest == ENDED:
         rest = await _read(res, team_id, asked_id, task_id=task_id, cache_key=cache_key)
     return b'{"request_id":' + json.dumps(request_id).encode() + b"," + rest[1:]
 
@@ -48,6 +49,8 @@ async def _read(res: Resources, team_id: UUID, asked_id: str, *, task_id: UUID |
     if row is None:
         return _bytes({"output": {"task_id": asked_id[:ECHOED_ID_MAX_CHARS], "task_status": "UNKNOWN"}})
     if is_terminal(State(row["state"])):
+        # an earlier look that is written down later must not bring the task back to life
+        await res.signals.put_status(cache_key, ENDED)
         return _bytes(await _ended(res, team_id, task_id=str(task_id), row=row))
     rest = _bytes({"output": _under_way(str(task_id), row)})
     await res.signals.put_status(cache_key, rest)

@@ -25,7 +25,8 @@ from app.delivery.places import (
     Tally,
     checked_key,
 )
-from app.lib.http import Outside, Refused, port_of
+from app.lib.guard import Refused, port_of
+from app.lib.http import Outside
 
 if TYPE_CHECKING:
     from obstore.store import S3Credential

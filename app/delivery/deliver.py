@@ -3,6 +3,9 @@
 Owns what becomes of each asset. A task never fails by its delivery: its last file ends it, or the grace does.
 """
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -15,7 +18,7 @@ from app.delivery.destinations import get_store
 from app.errors import DashgateError
 from app.lib import leases
 from app.lib.backoff import delay_seconds
-from app.lib.db import Session, reading, transaction
+from app.lib.db import DatabaseAway, Session, hold_on, reading, transaction
 from app.lib.loop import side_by_side
 from app.lib.metrics import ASSET_BYTES, ASSETS_FAILED, ASSETS_STORED, LEASES_LOST
 from app.models.assets import AssetState
@@ -79,12 +82,40 @@ async def _deliver(res: Resources, lease: leases.Lease) -> None:
         async with transaction(res) as session:
             await leases.finish(session, lease)
         return
-    outcome = await _copy(res, asset)
+    try:
+        async with _kept_leased(res, lease):
+            outcome = await _copy(res, asset)
+    except Exception:
+        # a surprise: push the file away before it is raised, or it would come back with every lease
+        await _record_not_copied(res, lease, asset=asset, outcome=NotCopied(AssetState.WAITING, "internal_error"))
+        raise
     match outcome:
         case Copied():
-            await _record_stored(res, lease, asset=asset, copied=outcome)
+            copied = outcome
+            await hold_on(lambda: _record_stored(res, lease, asset=asset, copied=copied), monotonic=res.clock.monotonic)
         case NotCopied():
             await _record_not_copied(res, lease, asset=asset, outcome=outcome)
+
+
+@contextlib.asynccontextmanager
+async def _kept_leased(res: Resources, lease: leases.Lease) -> AsyncIterator[None]:
+    """Lengthen a lease for as long as a copy takes: a dead worker's file is free within one lease."""
+    renewing = asyncio.ensure_future(_renew(res, lease))
+    try:
+        yield
+    finally:
+        renewing.cancel()
+        await asyncio.gather(renewing, return_exceptions=True)
+
+
+async def _renew(res: Resources, lease: leases.Lease) -> None:
+    seconds = res.settings.delivery_lease_seconds
+    is_ours = True
+    while is_ours:
+        await asyncio.sleep(seconds / 3)
+        with contextlib.suppress(DatabaseAway):  # the next third may find it back
+            async with transaction(res) as session:
+                is_ours = await leases.renew(session, lease, lease_seconds=seconds, now=res.clock.for_sql())
 
 
 async def _copy(res: Resources, asset: RowMapping) -> Copied | NotCopied:

@@ -81,7 +81,10 @@ async def _open(res: Resources, team_id: UUID, place_id: UUID) -> tuple[Store, L
         row = await store.find_place(session, team_id, place_id)
     if row is None:
         raise FileAway()
-    return open_store(_spec(row), _unseal(res, row), outside=res.outside), LinkMode(row["links"])
+    try:
+        return open_store(_spec(row), _unseal(res, row), outside=res.outside), LinkMode(row["links"])
+    except ValueError as error:
+        raise FileAway() from error
 
 
 def _place(new: NewDestination) -> PlaceSpec:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import httpx
 
 from app.lib.clock import Clock
-from app.lib.http import AddressRefused, Outside, UrlRefused, port_of
+from app.lib.guard import AddressRefused, UrlRefused, port_of
+from app.lib.http import Outside
 
 # Result storage changes without notice (dashscope-api.md 8.1), so a pattern and the account's own hosts, no fixed list.
 RESULT_HOST = re.compile(r"dashscope-[a-z0-9-]+\.oss-[a-z0-9-]+\.aliyuncs\.com")
@@ -29,7 +30,7 @@ class NoImage(Exception):
 
     NoImage
     ├── HostNotAllowed   hold it: the list can be extended while the link lives
-    ├── LinkExpired      ask the upstream for a fresh link, once
+    ├── LinkExpired      the storage says no: try again until the link's own end
     ├── SourceGone       final
     ├── SourceRefused    final: what came is not an image we store; `why` is one word for the row
     └── SourceFault      try again

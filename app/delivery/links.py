@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from app.delivery.destinations import get_store
-from app.errors import AccessDenied, Gone
+from app.errors import AccessDenied, FileAway, Gone
 from app.models.assets import AssetState
 from app.models.destinations import LinkMode
 from app.resources import Resources
@@ -42,14 +42,19 @@ class LinkedAsset:
 
 async def link_to(res: Resources, asset: LinkedAsset) -> str:
     """Return the link that a team gets in place of the upstream's."""
-    if asset.state is AssetState.STORED and asset.place_id is not None and asset.object_key is not None:
+    return await _find_presigned(res, asset) or gateway_link(res, asset)
+
+
+async def _find_presigned(res: Resources, asset: LinkedAsset) -> str | None:
+    """Return the storage's own link where the place wants that; trouble with a place must not fail a status read."""
+    if asset.state is not AssetState.STORED or asset.place_id is None or asset.object_key is None:
+        return None
+    try:
         opened, mode = await get_store(res, asset.team_id, asset.place_id)
-        if mode is LinkMode.PRESIGNED:
-            seconds = min(res.settings.link_life_seconds, PRESIGNED_MOST_SECONDS)
-            presigned = opened.presign_get(asset.object_key, seconds=seconds)
-            if presigned is not None:
-                return presigned
-    return gateway_link(res, asset)
+    except FileAway:
+        return None
+    seconds = min(res.settings.link_life_seconds, PRESIGNED_MOST_SECONDS)
+    return opened.presign_get(asset.object_key, seconds=seconds) if mode is LinkMode.PRESIGNED else None
 
 
 def gateway_link(res: Resources, asset: LinkedAsset) -> str:

@@ -19,8 +19,10 @@ async def insert_place(session: Session, values: dict[str, Any]) -> None:
 
 async def set_destination(session: Session, team_id: UUID, *, place_id: UUID, credentials: bytes | None) -> None:
     """Make a place the team's present one; its credentials serve all the team's places."""
-    changed = {"place_id": place_id, "credentials": credentials, "updated_at": func.now()}
-    statement = insert(Destination).values(team_id=team_id, **changed)
+    statement = insert(Destination).values(team_id=team_id, place_id=place_id, credentials=credentials)
+    # a folder needs none: those of the team's older places stay
+    newest = func.coalesce(statement.excluded.credentials, Destination.credentials)
+    changed = {"place_id": place_id, "credentials": newest, "updated_at": func.now()}
     await session.execute(statement.on_conflict_do_update(index_elements=["team_id"], set_=changed))
 
 

@@ -23,15 +23,15 @@ async def record_usage(
         await _record(session, task, EntryKind.USAGE, usage=usage, request_id=request_id, at=at.astimezone(zone))
 
 
-async def record_presumed(session: Session, task: RowMapping, *, at: datetime, zone: ZoneInfo) -> None:
+async def record_presumed(session: Session, task: RowMapping, *, unit: str, at: datetime, zone: ZoneInfo) -> None:
     """Write what an expired task may have cost: the most it could make, apart from the bill."""
-    usage = Usage("image", Decimal(task["most"]))
+    usage = Usage(unit, Decimal(task["most"]))
     await _record(session, task, EntryKind.PRESUMED, usage=usage, request_id=None, at=at.astimezone(zone))
 
 
-async def record_uncertain(session: Session, task: RowMapping, *, at: datetime, zone: ZoneInfo) -> None:
+async def record_uncertain(session: Session, task: RowMapping, *, unit: str, at: datetime, zone: ZoneInfo) -> None:
     """Write what a task of unknown outcome may have cost: the most it could make, apart from the bill."""
-    usage = Usage("image", Decimal(task["most"]))
+    usage = Usage(unit, Decimal(task["most"]))
     await _record(session, task, EntryKind.UNCERTAIN, usage=usage, request_id=None, at=at.astimezone(zone))
 
 

@@ -7,9 +7,10 @@ Owns both ways in and the commit, and the words for "the database is away". Know
   nearly all calls; measured at a fifth of the CPU. They take `Statement`s, which run on both.
 """
 
+import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
@@ -22,6 +23,9 @@ Session = AsyncConnection
 
 POOL_WAIT_SECONDS = 2.0  # a full pool is overload: say so at once instead of queueing requests
 CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 12.0  # above the server's own limit of ten: a server that has gone silent keeps no limits
+HOLD_ON_SECONDS = 60.0
+HOLD_ON_AGAIN_SECONDS = 0.5
 SERVER_SETTINGS = {
     "application_name": "dashgate",
     "timezone": "UTC",
@@ -30,6 +34,8 @@ SERVER_SETTINGS = {
     "lock_timeout": "5s",
     "idle_in_transaction_session_timeout": "15s",
 }
+
+UNIQUE_VIOLATION = "23505"
 
 _transaction_open: ContextVar[bool] = ContextVar("transaction_open", default=False)
 
@@ -121,7 +127,9 @@ class Database:
                 yield session
 
     async def _connect(self) -> asyncpg.Connection:
-        return await asyncpg.connect(self._url, timeout=CONNECT_SECONDS, server_settings=SERVER_SETTINGS)
+        return await asyncpg.connect(
+            self._url, timeout=CONNECT_SECONDS, command_timeout=ANSWER_SECONDS, server_settings=SERVER_SETTINGS
+        )
 
 
 class HasDatabase(Protocol):
@@ -192,6 +200,8 @@ async def fetch(session: AnySession, statement: Statement, params: Mapping[str, 
             return cast(Sequence[Mapping[str, Any]], found)
         return await session.fetch(statement.positional, *(params[name] for name in statement.names))
     except (exc.IntegrityError, asyncpg.UniqueViolationError) as error:
+        if getattr(getattr(error, "orig", error), "sqlstate", None) != UNIQUE_VIOLATION:
+            raise
         raise Duplicate(type(error).__name__) from error
 
 
@@ -201,6 +211,23 @@ async def run(session: AnySession, statement: Statement, params: Mapping[str, An
         await session.execute(statement.named, params)
     else:
         await session.execute(statement.positional, *(params[name] for name in statement.names))
+
+
+async def hold_on(record: Callable[[], Awaitable[object]], *, monotonic: Callable[[], float]) -> None:
+    """Record what only we know, again and again while the database is away; the record must bear repeating.
+
+    Raises:
+        DatabaseAway: it stayed away for a minute.
+    """
+    give_up = monotonic() + HOLD_ON_SECONDS
+    while True:
+        try:
+            await record()
+            return
+        except DatabaseAway:
+            if monotonic() >= give_up:
+                raise
+            await asyncio.sleep(HOLD_ON_AGAIN_SECONDS)
 
 
 def in_transaction() -> bool:
@@ -237,9 +264,13 @@ def _named_troubles() -> Iterator[None]:
 
 
 def _is_away(error: BaseException | None) -> bool:
-    """Tell a server that is gone, full, starting or stopping (SQLSTATE 08, 53, 57P; 3D: not made yet)."""
+    """Tell a server that cannot serve now from a refused statement, by SQLSTATE.
+
+    Gone, full, starting or stopping (08, 53, 57P), not made yet (3D), a lock or statement that took too long (55P03,
+    57014), a deadlock or a conflict (40), a primary that was demoted (25006), a transaction ended for idling (25P03).
+    """
     state = getattr(error, "sqlstate", None) or ""
-    return state.startswith(("08", "53", "57P", "3D"))
+    return state.startswith(("08", "53", "57P", "3D", "40", "55P03", "57014", "25006", "25P03"))
 
 
 async def _leave_as_it_is(_: asyncpg.Connection) -> None:

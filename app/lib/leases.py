@@ -31,9 +31,9 @@ class Lease:
 
 
 _ENQUEUE = text("""
-    INSERT INTO work (kind, key, account_id, team_id, due_at, deadline_at, priority)
+    INSERT INTO work (kind, key, account_id, team_id, due_at, deadline_at, priority, epoch)
     VALUES (:kind, :key, :account_id, :team_id,
-            coalesce(cast(:due_at AS timestamptz), cast(:now AS timestamptz), now()), :deadline_at, :priority)
+            coalesce(cast(:due_at AS timestamptz), cast(:now AS timestamptz), now()), :deadline_at, :priority, :epoch)
     ON CONFLICT (kind, key) DO NOTHING
 """)
 
@@ -81,9 +81,13 @@ async def enqueue(
     account_id: UUID | None = None,
     team_id: UUID | None = None,
     priority: int = 0,
+    epoch: int = 0,
     now: datetime | None = None,
 ) -> None:
-    """Add a row of work, due now unless told; a row that is there already stays as it is."""
+    """Add a row of work, due now unless told; a row that is there already stays as it is.
+
+    `epoch` is given where the key had work before: epochs must go on growing, or an old lease would fit again.
+    """
     await session.execute(
         _ENQUEUE,
         {
@@ -94,6 +98,7 @@ async def enqueue(
             "account_id": account_id,
             "team_id": team_id,
             "priority": priority,
+            "epoch": epoch,
             "now": now,
         },
     )

@@ -14,7 +14,7 @@ import contextlib
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import structlog
 
@@ -33,6 +33,14 @@ _CHANNEL = "dashgate:wake:"
 _STATUS = "dashgate:status:"
 
 
+class Wakeable(Protocol):
+    """An asyncio.Event, or several as one."""
+
+    def set(self) -> None:
+        """Wake whoever waits."""
+        ...
+
+
 class Signals:
     """Wake-ups within this process always, between processes where Redis is configured."""
 
@@ -47,7 +55,7 @@ class Signals:
             self._redis = redis.asyncio.Redis.from_url(
                 url, socket_timeout=CALL_SECONDS, socket_connect_timeout=CALL_SECONDS
             )
-        self._listeners: list[Mapping[str, asyncio.Event]] = []
+        self._listeners: list[Mapping[str, Wakeable]] = []
         self._to_wake: set[str] = set()
         self._has_wakes = asyncio.Event()
         self._sender: asyncio.Task[None] | None = None
@@ -80,7 +88,7 @@ class Signals:
             self._to_wake.add(kind)
             self._has_wakes.set()
 
-    async def listen(self, wakes: Mapping[str, asyncio.Event], stop: asyncio.Event) -> None:
+    async def listen(self, wakes: Mapping[str, Wakeable], stop: asyncio.Event) -> None:
         """Set the event of each kind that is woken, here or elsewhere, until `stop`.
 
         Redis away: hears this process only, and tries to subscribe again every second.
@@ -145,7 +153,7 @@ class Signals:
                 except self._away as error:
                     self._leave_alone(error)
 
-    async def _hear(self, redis: Redis, wakes: Mapping[str, asyncio.Event], *, stop: asyncio.Event) -> None:
+    async def _hear(self, redis: Redis, wakes: Mapping[str, Wakeable], *, stop: asyncio.Event) -> None:
         async with redis.pubsub(ignore_subscribe_messages=True) as channel:
             await channel.subscribe(*(_CHANNEL + kind for kind in wakes))
             for event in wakes.values():

@@ -18,6 +18,7 @@ class TtlCache(Generic[K, V]):
         self._monotonic = monotonic
         self._kept: OrderedDict[K, tuple[float, V]] = OrderedDict()
         self._loading: dict[K, asyncio.Task[V]] = {}
+        self._cleared = 0
 
     async def get(self, key: K, load: Callable[[], Awaitable[V]]) -> V:
         """Return the value, loading it when none is fresh; callers that come meanwhile share the load."""
@@ -37,19 +38,28 @@ class TtlCache(Generic[K, V]):
 
     def put(self, key: K, value: V) -> None:
         """Keep a value from now on; the oldest goes when there are too many."""
-        self._kept[key] = (self._monotonic() + self._life_seconds, value)
+        self._keep(key, value, since=self._monotonic())
+
+    def _keep(self, key: K, value: V, *, since: float) -> None:
+        self._kept[key] = (since + self._life_seconds, value)
         self._kept.move_to_end(key)
         while len(self._kept) > self._most:
             self._kept.popitem(last=False)
 
     def clear(self) -> None:
-        """Forget everything, as after a change made by this very process."""
+        """Forget everything, also what is being loaded, as after a change made by this very process."""
+        self._cleared += 1
         self._kept.clear()
+        self._loading.clear()
 
     async def _load(self, key: K, load: Callable[[], Awaitable[V]]) -> V:
+        """Load a value; it lives from the beginning of the load, since that is how old it may be."""
+        began, cleared = self._monotonic(), self._cleared
         try:
             value = await load()
-            self.put(key, value)
+            if cleared == self._cleared:
+                self._keep(key, value, since=began)
             return value
         finally:
-            self._loading.pop(key, None)
+            if cleared == self._cleared:
+                self._loading.pop(key, None)

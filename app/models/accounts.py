@@ -63,6 +63,6 @@ class AccountModel(Base):
     running: Mapped[int]  # tasks the upstream works on at once
     buffer: Mapped[int]  # tasks kept waiting upstream beyond that, so that its slots never idle
     next_submit_at: Mapped[datetime | None]  # the pace: the next create leaves no earlier; moved by accept and dispatch
-    paused_until: Mapped[datetime | None]  # after a lost answer, 5 s, so that send windows do not overlap
-    backoff: Mapped[int] = mapped_column(server_default="0")  # refusals (429) in a row; the pace slows with it
+    paused_until: Mapped[datetime | None]  # after a lost answer 5 s, after a 429 longer: no room until then
+    backoff: Mapped[int] = mapped_column(server_default="0")  # refusals (429) in a row; the pause after each is longer
     learned_seconds: Mapped[float | None]  # a moving average from receipt to finish; written with each success

@@ -9,8 +9,15 @@ from app.models.installation import Installation
 FINGERPRINT = "secret_key_fingerprint"
 
 
+async def find_fingerprint(session: Session) -> str | None:
+    """Return the fingerprint this database knows, or None when no process has started on it yet."""
+    return await session.scalar(select(Installation.value).where(Installation.name == FINGERPRINT))
+
+
 async def keep_fingerprint(session: Session, fingerprint: str) -> str:
     """Return the fingerprint this database knows; the first process to ask writes its own."""
+    if known := await find_fingerprint(session):
+        return known
     await session.execute(
         insert(Installation).values(name=FINGERPRINT, value=fingerprint).on_conflict_do_nothing(index_elements=["name"])
     )

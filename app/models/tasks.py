@@ -117,10 +117,12 @@ class TaskBody(Base):
     """What was asked and what was answered, apart from the hot row: packed, encrypted, deleted sooner."""
 
     __tablename__ = "task_bodies"
+    __table_args__ = (Index("ix_task_bodies_forget_at", "forget_at", postgresql_where=text("request IS NOT NULL")),)
 
     task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
     headers: Mapped[dict[str, str]] = mapped_column(JSONB)  # the few request headers the upstream acts on
-    request: Mapped[Sealed | None]  # as the team sent it, byte for byte; deleted 24 h after the end
+    request: Mapped[Sealed | None]  # as the team sent it, byte for byte
+    forget_at: Mapped[datetime | None]  # when the request is deleted, a day after the end: written by finish
     answer: Mapped[Sealed | None]  # the upstream's final answer, as it came
 
 

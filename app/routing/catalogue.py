@@ -69,6 +69,16 @@ def load_catalogue(extra: Path | None) -> Catalogue:
     return Catalogue(models={**ours.models, **_read(extra).models})
 
 
+def unit_of(catalogue: Catalogue, model: str) -> str:
+    """Return what a model's tasks are counted in; a model that has left the catalogue is counted in images.
+
+    >>> unit_of(load_catalogue(None), "wan2.6-image")
+    'image'
+    """
+    offer = catalogue.find(model)
+    return offer.unit if offer else "image"
+
+
 def most_units(offer: Offer, parameters: dict[str, Any]) -> int:
     """Return the most units a request with these parameters can make.
 

@@ -46,26 +46,29 @@ async def take(
     used = await store.count_room(session, key, doubtful_seconds=occupies, now=res.clock.for_sql())
     places = limits["running"] + limits["buffer"] - used["occupied"]
     if limits["paused"] or places <= 0 or (used["has_queue"] and not past_queue):
-        return Free((), used["has_queue"], limits["now"])
+        return Free((), used["has_queue"], used["now"])
     rps = float(limits["rps"])
-    slots = send_slots(limits["next_submit_at"], limits["now"], rps=rps, wanted=min(wanted, places))
+    slots = send_slots(limits["next_submit_at"], used["now"], rps=rps, wanted=min(wanted, places))
     if slots:
         await store.set_next_submit(session, key, next_submit_at=slots[-1] + spacing(rps))
-    return Free(slots, used["has_queue"], limits["now"])
+    return Free(slots, used["has_queue"], used["now"])
 
 
 async def back_off(session: Session, res: Resources, key: dict[str, str], *, retry_after_seconds: float | None) -> None:
-    """After a 429: send nothing more for a while, longer each time in a row."""
+    """After a 429: send nothing more for a while, longer each time in a row; a burst refused together counts once."""
     limits = await _lock(session, res, key)
+    if limits["paused"] and limits["backoff"]:
+        return
     backoff = limits["backoff"] + 1
     wait = timedelta(seconds=delay_seconds(BACKOFF_SECONDS, backoff, retry_after=retry_after_seconds))
-    await store.set_pace(session, key, backoff=backoff, next_submit_at=limits["now"] + wait)
+    await store.set_pace(session, key, backoff=backoff, paused_until=limits["now"] + wait)
 
 
 async def pause(session: Session, res: Resources, key: dict[str, str], *, seconds: float) -> None:
-    """Take no room for so long: after a lost answer, so that send windows do not overlap."""
+    """Take no room for so long: after a lost answer, so that send windows do not overlap. The longest pause wins."""
     limits = await _lock(session, res, key)
-    await store.set_pace(session, key, paused_until=limits["now"] + timedelta(seconds=seconds))
+    until = limits["now"] + timedelta(seconds=seconds)
+    await store.set_pace(session, key, paused_until=max(until, limits["paused_until"] or until))
 
 
 async def note_success(session: Session, res: Resources, key: dict[str, str], *, seconds: float) -> None:

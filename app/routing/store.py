@@ -14,7 +14,7 @@ from app.models import Account, AccountKey, AccountModel
 _NOW = "coalesce(cast(:now AS timestamptz), now())"
 
 _LOCK_MODEL = Statement(f"""
-    SELECT rps, running, buffer, next_submit_at, backoff, learned_seconds, {_NOW} AS now,
+    SELECT rps, running, buffer, next_submit_at, paused_until, backoff, learned_seconds, {_NOW} AS now,
            coalesce(paused_until > {_NOW}, false) AS paused
     FROM account_models WHERE main_account = :main_account AND region = :region AND model = :model
     FOR UPDATE
@@ -28,6 +28,7 @@ _MAKE_MODEL = Statement("""
 
 _ROOM = Statement(f"""
     SELECT
+        coalesce(cast(:now AS timestamptz), clock_timestamp()) AS now,
         (SELECT count(*) FROM tasks
          WHERE main_account = :main_account AND region = :region AND model = :model
            AND (state IN ('submitting', 'pending', 'running')

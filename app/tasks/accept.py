@@ -6,7 +6,7 @@ ours: it is given a parsed request and a caller.
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -14,8 +14,9 @@ from uuid import UUID
 import structlog
 
 from app.errors import InvalidParameter, ModelNotFound, UpstreamAccountAtFault, UpstreamRefused
+from app.lib import leases
 from app.lib.crypto import pack
-from app.lib.db import DirectSession, direct_transaction
+from app.lib.db import DatabaseAway, DirectSession, direct_transaction, hold_on, transaction
 from app.lib.ids import new_id
 from app.models.tasks import State
 from app.resources import Resources
@@ -24,6 +25,7 @@ from app.routing.accounts import AccountInfo, all_accounts, get_account
 from app.routing.catalogue import Offer, load_catalogue, most_units
 from app.routing.choice import Candidate, choose
 from app.tasks import store
+from app.tasks.finish import finish
 from app.tasks.submit import LEASE_MARGIN_SECONDS, Attempt, InlineWait, Sent, send
 from app.teams.authenticate import Caller, check_model
 from app.upstream.answers import Refused
@@ -32,6 +34,7 @@ from app.upstream.faults import Fault
 log = structlog.get_logger()
 
 TAG_MAX_CHARS = 100
+LARGE_BYTES = 256 * 1024  # packing more than this would keep everybody waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +51,29 @@ class Call:
     request_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """A call about to become a row: where it goes is chosen, its request is sealed."""
+
+    id: UUID
+    caller: Caller
+    call: Call
+    offer: Offer
+    account: AccountInfo
+    sealed: bytes = field(repr=False)
+
+
 async def accept(res: Resources, caller: Caller, call: Call) -> UUID:
     """Make a task of a call and send it at once when there is room; return its id.
 
-    1. Choose region and account.
+    1. Choose region and account; pack and seal the request.
     2. One transaction: lock the model's limits, count room; insert task, body, event and work, as `submitting` with
        its lease when there is room and nothing waits in front, else as `queued`.
     3. Outside: the call itself (submit.send), which records its own end; waited for at most `inline_wait_seconds`.
 
-    A crash after 2 leaves a queued task, which dispatch sends, or a marked one, which rescue calls doubtful when its
-    lease lapses. A client that hangs up changes nothing.
+    When the commit of 2 breaks off, nobody knows whether the row is there: it is withdrawn (a later commit), so that
+    the caller may try again without paying twice. A crash after 2 leaves a queued task, which dispatch sends, or a
+    marked one, which rescue calls doubtful when its lease lapses. A client that hangs up changes nothing.
 
     Raises:
         AccessDenied, ModelNotFound, InvalidParameter: nothing was stored.
@@ -69,21 +85,14 @@ async def accept(res: Resources, caller: Caller, call: Call) -> UUID:
     offer = _offer(res, call)
     account = await _account(res, caller, call=call, offer=offer)
     task_id = new_id()
-    async with direct_transaction(res) as session:
-        attempt = await _record(session, res, caller, call=call, account=account, task_id=task_id)
-    log.info(
-        "task.accepted",
-        task=str(task_id),
-        team=caller.team,
-        model=call.model,
-        region=account.region,
-        inline=bool(attempt),
-    )
+    new = NewTask(task_id, caller, call, offer, account, await _seal(res, task_id, call.body))
+    attempt = await _commit(res, new)
+    log.info("task.accepted", task=str(new.id), model=call.model, region=account.region, inline=attempt is not None)
     if attempt is None:
         res.signals.wake("submit")
-        return task_id
+        return new.id
     await _send_and_wait(res, attempt)
-    return task_id
+    return new.id
 
 
 def _offer(res: Resources, call: Call) -> Offer:
@@ -102,36 +111,79 @@ async def _account(res: Resources, caller: Caller, *, call: Call, offer: Offer) 
     return await get_account(res, chosen.id)
 
 
-async def _record(
-    session: DirectSession, res: Resources, caller: Caller, *, call: Call, account: AccountInfo, task_id: UUID
-) -> Attempt | None:
-    """Insert the task; return its marked attempt, or None when it is queued."""
-    offer = _offer(res, call)
-    settings = res.settings
+async def _seal(res: Resources, task_id: UUID, body: bytes) -> bytes:
+    """Pack and encrypt a body before any row is locked; a large one in a thread."""
+    place = f"task_bodies.request:{task_id}"
+    if len(body) <= LARGE_BYTES:
+        return res.keyring.seal(pack(body), place=place)
+    return await asyncio.to_thread(lambda: res.keyring.seal(pack(body), place=place))
+
+
+async def _commit(res: Resources, new: NewTask) -> Attempt | None:
+    """Make the task's row durable; return its marked attempt, or None when it is queued."""
+    written = False
+    attempt: Attempt | None = None
+    try:
+        async with direct_transaction(res) as session:
+            attempt = await _record(session, res, new)
+            written = True
+    except DatabaseAway:
+        if written:  # the commit itself broke off
+            res.calls.start(_withdraw(res, new.id, number=attempt.number if attempt else 0))
+        raise
+    return attempt
+
+
+async def _withdraw(res: Resources, task_id: UUID, *, number: int) -> None:
+    """Take back a task that may have been committed and was certainly not sent by us; its caller was told to retry.
+
+    What a dispatcher has taken up meanwhile is at a later attempt and goes on.
+    """
+
+    async def end_unsent() -> None:
+        async with transaction(res) as session:
+            work = await store.lock_work(session, "submit", str(task_id))
+            ended = await finish(
+                session,
+                task_id,
+                State.FAILED,
+                attempt=number,
+                at=res.clock.now(),
+                code="Dashgate.NotAccepted",
+                refused_inline=True,
+            )
+            if ended is not None and work is not None:
+                await leases.finish(session, work)
+
+    await hold_on(end_unsent, monotonic=res.clock.monotonic)
+
+
+async def _record(session: DirectSession, res: Resources, new: NewTask) -> Attempt | None:
+    settings, call, account = res.settings, new.call, new.account
     free = await room.take(session, res, room.model_key(account, call.model), wanted=1)
     slot = free.slots[0] if free.slots and not free.has_queue else None
     lease_seconds = settings.call_timeout_seconds + LEASE_MARGIN_SECONDS
     values: dict[str, Any] = {
-        "id": task_id,
-        "key": str(task_id),
-        "team_id": caller.team_id,
-        "api_key_id": caller.api_key_id,
+        "id": new.id,
+        "key": str(new.id),
+        "team_id": new.caller.team_id,
+        "api_key_id": new.caller.api_key_id,
         "state": str(State.SUBMITTING if slot else State.QUEUED),
         "attempt": 1 if slot else 0,
         "model": call.model,
-        "path": offer.path,
+        "path": new.offer.path,
         "region": account.region,
         "account_id": account.id,
         "main_account": account.main_account,
         "account_key_id": account.key_id if slot else None,
         "tag": call.tag,
-        "most": most_units(offer, call.parameters),
+        "most": most_units(new.offer, call.parameters),
         "request_id": call.request_id,
         "queue_seconds": float(settings.queue_deadline_seconds),
         "sent_at": slot,
         "call_seconds": float(settings.call_timeout_seconds),
         "headers": json.dumps(call.headers),
-        "request": res.keyring.seal(pack(call.body), place=f"task_bodies.request:{task_id}"),
+        "request": new.sealed,
         "lease_id": new_id() if slot else None,
         "lease_until": slot + timedelta(seconds=lease_seconds) if slot else None,
         "now": res.clock.for_sql(),
@@ -141,11 +193,11 @@ async def _record(
         return None
     wait_seconds = (slot - free.now).total_seconds()
     return Attempt(
-        task_id=task_id,
+        task_id=new.id,
         number=1,
         epoch=1,
         model=call.model,
-        path=offer.path,
+        path=new.offer.path,
         account=account,
         body=call.body,
         headers=call.headers,
@@ -171,4 +223,4 @@ async def _send_and_wait(res: Resources, attempt: Attempt) -> None:
         case Refused(fault=Fault.ACCOUNT):
             raise UpstreamAccountAtFault()
         case Refused(fault=Fault.CALLER, status=status, body=body):
-            raise UpstreamRefused(status, body)
+            raise UpstreamRefused(status, body, task_id=str(attempt.task_id))

@@ -7,6 +7,7 @@ import structlog
 
 from app.lib import leases
 from app.lib.db import transaction
+from app.lib.loop import side_by_side
 from app.resources import Resources
 from app.tasks.rescue import end_grace, end_overdue, forget_requests
 
@@ -52,10 +53,7 @@ async def chore_due(res: Resources) -> int:
             monotonic=res.clock.monotonic(),
             now=res.clock.for_sql(),
         )
-    changed = 0
-    for lease in claimed:
-        changed += await _run(res, lease)
-    return changed
+    return sum(await side_by_side(_run(res, lease) for lease in claimed))
 
 
 async def _run(res: Resources, lease: leases.Lease) -> int:

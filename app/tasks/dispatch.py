@@ -3,21 +3,29 @@
 Owns which queued task goes next; the call itself is submit's.
 """
 
+import asyncio
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import structlog
 
-from app.lib.crypto import unpack
+from app.lib import leases
+from app.lib.crypto import CryptoError, unpack
 from app.lib.db import Session, reading, transaction
 from app.lib.ids import new_id
 from app.lib.loop import side_by_side
+from app.models.tasks import State
 from app.resources import Resources
 from app.routing import room
 from app.routing.accounts import AccountInfo, all_accounts
 from app.tasks import store
+from app.tasks.finish import finish
 from app.tasks.submit import LEASE_MARGIN_SECONDS, Attempt, send
 
 log = structlog.get_logger()
+
+MOST_BYTES = 512 * 1024 * 1024  # the largest body any setting lets in
+UNREADABLE = "The stored request cannot be read; nothing was sent and nothing is billed."
 
 
 async def dispatch_due(res: Resources, *, limit: int = 20) -> int:
@@ -26,16 +34,14 @@ async def dispatch_due(res: Resources, *, limit: int = 20) -> int:
     For each (main account, region, model) with a queue:
     1. One transaction: lock due tasks with their work, then the model's limits; take room and send slots; mark as
        many tasks as there are slots `submitting`, each with a lease.
-    2. Outside: their calls, side by side (submit.send), each recording its own end.
+    2. Begin their calls (submit.send), which go on by themselves, each recording its own end: one slow region keeps
+       nobody waiting.
 
     A crash after 1 leaves marked tasks: rescue calls them doubtful when their leases lapse.
     """
     async with reading(res) as session:
         queued = await store.read_queued_models_all_teams(session)
-    sent = 0
-    for row in queued:
-        sent += await _dispatch_model(res, dict(row), limit=limit)
-    return sent
+    return sum(await side_by_side(_dispatch_model(res, dict(row), limit=limit) for row in queued))
 
 
 async def _dispatch_model(res: Resources, model_key: dict[str, str], *, limit: int) -> int:
@@ -43,9 +49,32 @@ async def _dispatch_model(res: Resources, model_key: dict[str, str], *, limit: i
     if account is None:
         return 0
     async with transaction(res) as session:
-        attempts = await _mark(session, res, account, model_key=model_key, limit=limit)
-    await side_by_side(res.calls.start(send(res, attempt)) for attempt in attempts)
-    return len(attempts)
+        marked = await _mark(session, res, account, model_key=model_key, limit=limit)
+    for attempt in marked:
+        res.calls.start(_send_marked(res, attempt))
+    return len(marked)
+
+
+async def _send_marked(res: Resources, sealed: Attempt) -> None:
+    """Open the stored request and send it; one that does not open fails alone."""
+    place = f"task_bodies.request:{sealed.task_id}"
+    try:
+        body = await asyncio.to_thread(lambda: unpack(res.keyring.open(sealed.body, place=place), max_bytes=MOST_BYTES))
+    except CryptoError as error:
+        log.error("task.unreadable", task=str(sealed.task_id), reason=str(error))
+        async with transaction(res) as session:
+            await leases.finish(session, sealed.lease)
+            await finish(
+                session,
+                sealed.task_id,
+                State.FAILED,
+                attempt=sealed.number,
+                at=res.clock.now(),
+                code="InternalError",
+                message=UNREADABLE,
+            )
+        return
+    await send(res, replace(sealed, body=body))
 
 
 async def _find_account(res: Resources, model_key: dict[str, str]) -> AccountInfo | None:
@@ -92,7 +121,7 @@ async def _mark_one(
         model=task["model"],
         path=task["path"],
         account=account,
-        body=unpack(res.keyring.open(asked["request"], place=f"task_bodies.request:{claim.task_id}")),
+        body=asked["request"],  # still sealed: opening a large one must not hold the model's lock
         headers=asked["headers"],
         wait_seconds=wait_seconds,
         ends_monotonic=res.clock.monotonic() + wait_seconds + lease_seconds,

@@ -3,7 +3,7 @@
 Called inside the transaction of the fact that ends the task; knows nothing of how that fact was learned.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +19,8 @@ from app.webhooks.events import tell_end
 
 log = structlog.get_logger()
 
+REQUEST_LIFE_SECONDS = 86_400  # what was asked is kept for a day after the end, for the operator
+
 
 async def finish(
     session: Session, task_id: UUID, to: State, *, attempt: int, at: datetime, **values: Any
@@ -32,6 +34,7 @@ async def finish(
     task = await store.move(session, task_id, to, attempt=attempt, reason=values.get("code"), finished_at=at, **values)
     if task is None:
         return None
+    await store.forget_later(session, task_id, at=at + timedelta(seconds=REQUEST_LIFE_SECONDS))
     if not task["refused_inline"]:
         await tell_end(session, task, at=at)
     TASKS_FINISHED.labels(str(to)).inc()

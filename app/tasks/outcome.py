@@ -11,6 +11,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy import RowMapping
 
+from app.errors import UpstreamAccountAtFault
 from app.ledger.entries import record_presumed, record_usage
 from app.lib import leases
 from app.lib.crypto import pack
@@ -19,9 +20,11 @@ from app.lib.ids import new_id
 from app.models.tasks import State
 from app.resources import Resources
 from app.routing import room
+from app.routing.catalogue import load_catalogue, unit_of
 from app.tasks import store
 from app.tasks.finish import finish
 from app.upstream import answers
+from app.upstream.faults import ACCOUNT_CODES
 from app.upstream.results import Artifact, find_artifacts, find_usage, link_expiry
 
 log = structlog.get_logger()
@@ -39,6 +42,11 @@ async def record_outcome(res: Resources, task: RowMapping, outcome: answers.Look
             return await _record_running(res, task, request_id)
         case answers.Succeeded():
             return await _record_success(res, task, outcome)
+        case answers.Failed(request_id=request_id, code=code, message=message) if code in ACCOUNT_CODES:
+            # our account's trouble, not the team's: its details stay with the operator
+            log.error("account.refused", task=str(task["id"]), code=code, message=message)
+            ending = {"code": UpstreamAccountAtFault.code, "last_request_id": request_id}
+            return await _record_end(res, task, State.FAILED, body=None, values=ending)
         case answers.Failed(request_id=request_id, body=body, code=code, message=message):
             ending = {"code": code, "message": message, "last_request_id": request_id}
             return await _record_end(res, task, State.FAILED, body=body, values=ending)
@@ -46,11 +54,7 @@ async def record_outcome(res: Resources, task: RowMapping, outcome: answers.Look
             return await _record_end(res, task, State.CANCELED, body=body, values={"last_request_id": request_id})
         case answers.Gone(request_id=request_id) if _is_forgotten(res, task):
             return await _record_expired(res, task, request_id)
-        case answers.Gone():
-            # Not an ending: we made this task less than a day ago. Wrong account, or the upstream is not itself.
-            log.error("task.unknown_upstream", task=str(task["id"]), upstream_task=task["upstream_task_id"])
-            return False
-        case answers.Pending():
+        case answers.Pending() | answers.Gone():
             return False
 
 
@@ -134,12 +138,14 @@ def _asset(res: Resources, task: RowMapping, *, position: int, artifact: Artifac
     }
 
 
-async def _record_end(res: Resources, task: RowMapping, to: State, *, body: bytes, values: dict[str, Any]) -> bool:
+async def _record_end(
+    res: Resources, task: RowMapping, to: State, *, body: bytes | None, values: dict[str, Any]
+) -> bool:
     """The upstream ended the task without a result: nothing is billed."""
     at = res.clock.now()
     async with transaction(res) as session:
         row = await finish(session, task["id"], to, attempt=task["attempt"], at=at, made_at=at, **values)
-        if row is not None:
+        if row is not None and body is not None:
             await _keep_answer(session, res, row["id"], body)
     res.signals.wake("submit")
     return row is not None
@@ -159,7 +165,8 @@ async def _record_expired(res: Resources, task: RowMapping, request_id: str) -> 
             last_request_id=request_id,
         )
         if row is not None:
-            await record_presumed(session, row, at=at, zone=res.settings.billing_zone)
+            unit = unit_of(load_catalogue(res.settings.catalogue_file), row["model"])
+            await record_presumed(session, row, unit=unit, at=at, zone=res.settings.billing_zone)
     return row is not None
 
 

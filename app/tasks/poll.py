@@ -22,12 +22,14 @@ from app.resources import Resources
 from app.routing.accounts import get_account, upstream_of
 from app.tasks import schedule, store
 from app.tasks.outcome import record_outcome
+from app.upstream.answers import Gone
 
 log = structlog.get_logger()
 
 THROTTLED_PAUSE_SECONDS = 1.0
 SUCCESSOR_WAIT_SECONDS = 1.0  # a new owner lets the old one's last call land before its own first
 MOST_LOOKS_AT_ONCE = 8
+ROUND_SECONDS = 2.0  # how long a step waits for the rounds it began; they go on without it
 
 
 @dataclass(slots=True)
@@ -37,6 +39,8 @@ class Watch:
     lease: leases.Lease
     pace: Pace
     looked_at: dict[UUID, float] = field(default_factory=dict)
+    unknown: set[UUID] = field(default_factory=set)  # tasks the upstream does not know: said once
+    round: asyncio.Task[int] | None = None  # the round under way: a slow account delays no other
 
 
 Watches = dict[str, Watch]
@@ -53,11 +57,27 @@ async def poll_due(res: Resources, *, watches: Watches) -> int:
     A crash anywhere leaves the leases to lapse; a successor reads the same tasks from the same index.
     """
     await _keep_leases(res, watches)
-    return sum(await side_by_side(_poll_account(res, key, watch) for key, watch in watches.items()))
+    for key, watch in watches.items():
+        if watch.round is None:
+            watch.round = asyncio.ensure_future(_poll_account(res, key, watch))
+    rounds = [watch.round for watch in watches.values() if watch.round is not None]
+    if rounds:
+        await asyncio.wait(rounds, timeout=ROUND_SECONDS)
+    ended = [watch for watch in watches.values() if watch.round is not None and watch.round.done()]
+    return sum(await side_by_side(_take_round(watch) for watch in ended))
+
+
+async def _take_round(watch: Watch) -> int:
+    """Return what an ended round learned; the next may begin."""
+    ended, watch.round = watch.round, None
+    return await ended if ended is not None else 0
 
 
 async def release(res: Resources, *, watches: Watches) -> None:
-    """Hand the accounts back, so that a successor need not wait for the leases to lapse."""
+    """Finish the looks under way and hand the accounts back: a successor need not wait for the leases to lapse."""
+    rounds = [watch.round for watch in watches.values() if watch.round is not None]
+    if rounds:
+        await asyncio.wait(rounds)
     async with transaction(res) as session:
         for watch in watches.values():
             await leases.snooze(
@@ -71,14 +91,16 @@ async def _keep_leases(res: Resources, watches: Watches) -> None:
     monotonic, now = res.clock.monotonic(), res.clock.for_sql()
     tired = [key for key, watch in watches.items() if watch.lease.ends_monotonic - monotonic < seconds / 2]
     async with transaction(res) as session:
-        for key in tired:
-            if await leases.renew(session, watches[key].lease, lease_seconds=seconds, now=now):
-                watches[key].lease = leases.lengthened(watches[key].lease, ends_monotonic=monotonic + seconds)
-            else:
-                LEASES_LOST.labels("account").inc()
-                log.warning("account.lost", account=key)
-                del watches[key]
+        kept = {key: await leases.renew(session, watches[key].lease, lease_seconds=seconds, now=now) for key in tired}
         claimed = await leases.claim(session, "account", limit=100, lease_seconds=seconds, monotonic=monotonic, now=now)
+    # only now is it true
+    for key, is_ours in kept.items():
+        if is_ours:
+            watches[key].lease = leases.lengthened(watches[key].lease, ends_monotonic=monotonic + seconds)
+        else:
+            LEASES_LOST.labels("account").inc()
+            log.warning("account.lost", account=key)
+            del watches[key]
     for lease in claimed:
         pace = Pace(res.settings.poll_calls_per_second, monotonic=res.clock.monotonic)
         if lease.attempts > 1:
@@ -128,4 +150,9 @@ async def _look(res: Resources, watch: Watch, task: RowMapping) -> bool:
         log.error("task.look_impossible", task=str(task["id"]), reason=error.code)
         return False
     UPSTREAM_CALLS.labels("query", type(outcome).__name__.lower()).inc()
-    return await record_outcome(res, task, outcome)
+    learned = await record_outcome(res, task, outcome)
+    if isinstance(outcome, Gone) and not learned and task["id"] not in watch.unknown:
+        # Not an ending: we made this task less than a day ago. A wrong account, or the upstream is not itself.
+        watch.unknown.add(task["id"])
+        log.error("task.unknown_upstream", task=str(task["id"]), upstream_task=task["upstream_task_id"])
+    return learned

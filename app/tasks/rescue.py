@@ -1,7 +1,6 @@
 """Rescue: what dead processes left, and what waited too long. Decides by age; leaves its reason on the row."""
 
 from collections.abc import Sequence
-from datetime import timedelta
 from uuid import UUID
 
 import structlog
@@ -14,6 +13,7 @@ from app.lib.metrics import TASKS_RESCUED
 from app.models.tasks import State
 from app.resources import Resources
 from app.routing import room
+from app.routing.catalogue import load_catalogue, unit_of
 from app.tasks import store
 from app.tasks.finish import finish
 from app.tasks.submit import LOST_ANSWER_PAUSE_SECONDS
@@ -21,7 +21,7 @@ from app.tasks.submit import LOST_ANSWER_PAUSE_SECONDS
 log = structlog.get_logger()
 
 OVERDUE_BATCH = 200
-REQUEST_LIFE_SECONDS = 86_400  # after the task's end
+FORGET_BATCH = 1_000
 QUEUE_TIMEOUT = "The task waited longer than its queue deadline; nothing was sent and nothing is billed."
 OUTCOME_UNKNOWN = "The upstream's answer to the submission was lost and its outcome could not be found out."
 
@@ -70,10 +70,12 @@ async def end_grace(res: Resources) -> int:
 
 async def forget_requests(res: Resources) -> int:
     """Delete what was asked a day after its task ended: prompts and pictures are not ours to keep; return how many."""
-    async with transaction(res) as session:
-        return await store.forget_requests_all_teams(
-            session, before=res.clock.now() - timedelta(seconds=REQUEST_LIFE_SECONDS), limit=OVERDUE_BATCH
-        )
+    forgotten, batch = 0, FORGET_BATCH
+    while batch == FORGET_BATCH:
+        async with transaction(res) as session:
+            batch = await store.forget_requests_all_teams(session, before=res.clock.now(), limit=FORGET_BATCH)
+        forgotten += batch
+    return forgotten
 
 
 async def _end_queued(res: Resources, task_id: UUID, attempt: int) -> None:
@@ -108,7 +110,8 @@ async def _end_doubtful(res: Resources, task_id: UUID, attempt: int) -> None:
             message=OUTCOME_UNKNOWN,
         )
         if task is not None:
-            await record_uncertain(session, task, at=at, zone=res.settings.billing_zone)
+            unit = unit_of(load_catalogue(res.settings.catalogue_file), task["model"])
+            await record_uncertain(session, task, unit=unit, at=at, zone=res.settings.billing_zone)
 
 
 async def _overdue(res: Resources, state: State, *, seconds: float = 0) -> Sequence[RowMapping]:

@@ -85,7 +85,7 @@ _CLAIM_LAPSED = text(f"""
         SELECT work.kind, work.key FROM work JOIN tasks ON tasks.id = cast(work.key AS uuid)
         WHERE work.kind = 'submit' AND work.due_at <= {_NOW} AND tasks.state = 'submitting'
         ORDER BY work.due_at LIMIT :limit
-        FOR UPDATE OF work SKIP LOCKED
+        FOR UPDATE OF work, tasks SKIP LOCKED
     )
     DELETE FROM work USING lapsed WHERE work.kind = lapsed.kind AND work.key = lapsed.key
     RETURNING cast(work.key AS uuid) AS id
@@ -270,15 +270,20 @@ async def read_request_all_teams(session: Session, task_id: UUID) -> RowMapping:
     return rows.mappings().one()
 
 
+async def forget_later(session: Session, task_id: UUID, *, at: datetime) -> None:
+    """Say when the request of a task that has ended is to be deleted."""
+    await session.execute(update(TaskBody).where(TaskBody.task_id == task_id).values(forget_at=at))
+
+
 async def forget_requests_all_teams(session: Session, *, before: datetime, limit: int) -> int:
-    """Delete the requests of tasks that ended before an instant, a batch at a time."""
-    old = (
+    """Delete the requests whose time has come, a batch at a time."""
+    due = (
         select(TaskBody.task_id)
-        .join(Task, Task.id == TaskBody.task_id)
-        .where(Task.finished_at < before, TaskBody.request.isnot(None))
+        .where(TaskBody.forget_at <= before, TaskBody.request.isnot(None))
+        .order_by(TaskBody.forget_at)
         .limit(limit)
     )
-    done = await session.execute(update(TaskBody).where(TaskBody.task_id.in_(old)).values(request=None))
+    done = await session.execute(update(TaskBody).where(TaskBody.task_id.in_(due)).values(request=None))
     return done.rowcount
 
 

@@ -14,7 +14,7 @@ import structlog
 
 from app.errors import AnswerLost, NotSent
 from app.lib import leases
-from app.lib.db import DatabaseAway, Duplicate, Session, direct_transaction, transaction
+from app.lib.db import DatabaseAway, Duplicate, Session, direct_transaction, hold_on, transaction
 from app.lib.ids import new_id
 from app.lib.metrics import UPSTREAM_CALLS
 from app.models.tasks import State
@@ -25,7 +25,7 @@ from app.routing.store import pause_account
 from app.tasks import store
 from app.tasks.finish import finish
 from app.upstream.answers import Accepted, Refused
-from app.upstream.faults import Fault
+from app.upstream.faults import MODEL_CODES, Fault
 
 log = structlog.get_logger()
 
@@ -34,8 +34,6 @@ LATE_SECONDS = 5.0  # of that margin a sender may lose before it begins
 LOST_ANSWER_PAUSE_SECONDS = 5.0  # so that send windows of one model do not overlap (design.md 3, doubtful)
 NOT_SENT_PAUSE_SECONDS = 5.0
 ACCOUNT_PAUSE_SECONDS = 60.0
-RECORD_FOR_SECONDS = 60.0  # a receipt is worth holding on to while the database comes back
-RECORD_AGAIN_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +97,7 @@ async def send(res: Resources, attempt: Attempt, *, inline: InlineWait | None = 
     await asyncio.sleep(attempt.wait_seconds)
     if _is_late(res, attempt):
         log.warning("task.send_skipped", task=str(attempt.task_id))
-        await _hold_on(res, lambda: _record_not_taken(res, attempt, reason="sender was late", pause=0))
+        await _hold_on(res, attempt, lambda: _record_not_taken(res, attempt, reason="sender was late", pause=0))
         return None
     try:
         answer = await upstream_of(res, attempt.account).create_task(
@@ -107,23 +105,24 @@ async def send(res: Resources, attempt: Attempt, *, inline: InlineWait | None = 
         )
     except NotSent:
         UPSTREAM_CALLS.labels("create", "not_sent").inc()
-        await _hold_on(res, lambda: _record_not_taken(res, attempt, reason="not_sent", pause=NOT_SENT_PAUSE_SECONDS))
+        await _hold_on(
+            res, attempt, lambda: _record_not_taken(res, attempt, reason="not_sent", pause=NOT_SENT_PAUSE_SECONDS)
+        )
         return None
     except AnswerLost as lost:
         UPSTREAM_CALLS.labels("create", "lost").inc()
         reason, request_id = lost.reason, lost.request_id
-        await _hold_on(res, lambda: record_doubtful(res, attempt, reason=reason, request_id=request_id))
+        await _hold_on(res, attempt, lambda: record_doubtful(res, attempt, reason=reason, request_id=request_id))
         return None
     match answer:
         case Accepted():
             UPSTREAM_CALLS.labels("create", "accepted").inc()
-            # should the record fail for good, this line is what is left of the receipt
             log.info("task.received", task=str(attempt.task_id), attempt=attempt.number, upstream_task=answer.task_id)
-            await _hold_on(res, lambda: record_receipt(res, attempt, answer))
+            await _hold_on(res, attempt, lambda: record_receipt(res, attempt, answer), upstream_task=answer.task_id)
             res.signals.wake("account")
         case Refused():
             UPSTREAM_CALLS.labels("create", answer.fault).inc()
-            await _hold_on(res, lambda: _record_refusal(res, attempt, refused=answer, inline=inline))
+            await _hold_on(res, attempt, lambda: _record_refusal(res, attempt, refused=answer, inline=inline))
     return answer
 
 
@@ -133,21 +132,19 @@ def _is_late(res: Resources, attempt: Attempt) -> bool:
     return attempt.ends_monotonic - res.clock.monotonic() < needed
 
 
-async def _hold_on(res: Resources, record: Callable[[], Awaitable[object]]) -> None:
-    """Record what only we know, again and again while the database is away; every record may be repeated.
+async def _hold_on(
+    res: Resources, attempt: Attempt, record: Callable[[], Awaitable[object]], *, upstream_task: str | None = None
+) -> None:
+    """Record through an absence of the database; failing that, the log line is all that is left of the fact.
 
     Raises:
-        DatabaseAway: it stayed away for a minute; rescue will call the task doubtful.
+        DatabaseAway: it stayed away; rescue will call the task doubtful.
     """
-    give_up = res.clock.monotonic() + RECORD_FOR_SECONDS
-    while True:
-        try:
-            await record()
-            return
-        except DatabaseAway:
-            if res.clock.monotonic() >= give_up:
-                raise
-            await asyncio.sleep(RECORD_AGAIN_SECONDS)
+    try:
+        await hold_on(record, monotonic=res.clock.monotonic)
+    except DatabaseAway:
+        log.error("task.record_lost", task=str(attempt.task_id), attempt=attempt.number, upstream_task=upstream_task)
+        raise
 
 
 async def record_receipt(res: Resources, attempt: Attempt, receipt: Accepted) -> bool:
@@ -216,7 +213,7 @@ async def _record_refusal(res: Resources, attempt: Attempt, *, refused: Refused,
         return
     if refused.fault is Fault.ACCOUNT:
         log.error("account.refused", account=attempt.account.name, code=refused.code, message=refused.message)
-        await _pause_account(res, attempt.account, reason=refused.code)
+        await _pause(res, attempt, reason=refused.code)
         if inline is None or not inline.refuse():
             await _record_not_taken(res, attempt, reason=refused.code, pause=0)
             return
@@ -264,6 +261,7 @@ async def _requeue(session: Session, res: Resources, attempt: Attempt, *, reason
             deadline_at=task["queue_deadline_at"],
             account_id=attempt.account.id,
             team_id=task["team_id"],
+            epoch=attempt.epoch,
             now=res.clock.for_sql(),
         )
 
@@ -285,8 +283,13 @@ async def record_doubtful(res: Resources, attempt: Attempt, *, reason: str, requ
         await room.pause(session, res, key, seconds=LOST_ANSWER_PAUSE_SECONDS)
 
 
-async def _pause_account(res: Resources, account: AccountInfo, *, reason: str) -> None:
-    until = res.clock.now() + timedelta(seconds=ACCOUNT_PAUSE_SECONDS)
+async def _pause(res: Resources, attempt: Attempt, *, reason: str) -> None:
+    """Send nothing more for a while to what is at fault: the account, or this model on it."""
     async with transaction(res) as session:
-        await pause_account(session, account.id, until=until, reason=reason)
+        if reason in MODEL_CODES:
+            key = room.model_key(attempt.account, attempt.model)
+            await room.pause(session, res, key, seconds=ACCOUNT_PAUSE_SECONDS)
+        else:
+            until = res.clock.now() + timedelta(seconds=ACCOUNT_PAUSE_SECONDS)
+            await pause_account(session, attempt.account.id, until=until, reason=reason)
     res.accounts.clear()

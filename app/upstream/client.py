@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import httpx
 
 from app.errors import AnswerLost, CouldNotFindOut, NotSent
-from app.lib import http
+from app.lib import guard
 from app.upstream import answers
 from app.upstream.faults import Fault, fault_of
 
@@ -63,7 +63,7 @@ class Upstream:
             reply = await self._call(
                 "POST", f"/services/{path}", timeout_seconds=timeout_seconds, body=body, headers=sent
             )
-        except (http.Refused, httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+        except (guard.Refused, httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise NotSent() from error
         except (httpx.TransportError, TimeoutError) as error:
             raise AnswerLost(type(error).__name__) from error
@@ -93,7 +93,7 @@ class Upstream:
         """GET something under the base; only a whole JSON answer with 200 is an answer."""
         try:
             reply = await self._call("GET", target, timeout_seconds=TASK_CALL_SECONDS)
-        except (http.Refused, httpx.TransportError, TimeoutError) as error:
+        except (guard.Refused, httpx.TransportError, TimeoutError) as error:
             raise CouldNotFindOut(type(error).__name__) from error
         if reply.status != 200:
             code = _text(reply.fields, "code")

@@ -28,6 +28,8 @@ ACCOUNT_CODES = frozenset(
         "PostpaidBillOverdue",
     }
 )
+# Of these, what concerns one model only: the account goes on serving others.
+MODEL_CODES = frozenset({"Model.AccessDenied", "AccessDenied.Unpurchased", "AllocationQuota.FreeTierOnly"})
 WRONG_CALL = "does not support"  # "current user api does not support (a)synchronous calls": the call's form, not us
 
 

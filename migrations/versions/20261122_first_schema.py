@@ -369,9 +369,17 @@ def upgrade() -> None:
         sa.Column("task_id", sa.Uuid(), nullable=False),
         sa.Column("headers", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("request", sa.LargeBinary(), nullable=True),
+        sa.Column("forget_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("answer", sa.LargeBinary(), nullable=True),
         sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name=op.f("fk_task_bodies_task_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("task_id", name=op.f("pk_task_bodies")),
+    )
+    op.create_index(
+        "ix_task_bodies_forget_at",
+        "task_bodies",
+        ["forget_at"],
+        unique=False,
+        postgresql_where=sa.text("request IS NOT NULL"),
     )
     op.create_table(
         "task_events",

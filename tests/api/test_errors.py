@@ -51,12 +51,15 @@ async def test_no_answer_tells_what_is_wrong_with_a_key(world: World) -> None:
     await world.rows("UPDATE api_keys SET expires_at = created_at - interval '1 day' WHERE id = $1", expired_id)
     revoked_id, revoked = await issue_key(world.res, "alpha")
     await revoke_key(world.res, revoked_id)
+    robbed_id, well_formed = await issue_key(world.res, "alpha")
+    await world.rows("UPDATE api_keys SET secret_mac = $1 WHERE id = $2", b"x" * 32, robbed_id)
     id_of_alpha, secret_of_another = good.split("_")[1], new_key()[0].split("_", 2)[2]
     changed = good[:20] + ("a" if good[20] != "a" else "b") + good[21:]
     wrong = {
         "unknown": new_key()[0],
         "expired": expired,
         "revoked": revoked,
+        "well formed, wrong secret": well_formed,
         "one character changed": changed,
         "another's secret": f"dg_{id_of_alpha}_{secret_of_another}",
         "cut": good[:-1],
@@ -67,6 +70,7 @@ async def test_no_answer_tells_what_is_wrong_with_a_key(world: World) -> None:
         "injection": "' OR (SELECT pg_sleep(8)) IS NOT NULL --",
         "endless": "a" * 100_000,
     }
+    await answers(world, **world.headers())  # the good one is known, and helps none of the others
     seen = {name: await answers(world, Authorization=f"Bearer {key}") for name, key in wrong.items()}
     first = [without_particulars(answer) for answer in seen["unknown"]]
     assert {name: [answer.status_code for answer in got] for name, got in seen.items()} == dict.fromkeys(
@@ -159,6 +163,8 @@ async def test_an_unknown_method_is_a_405_that_names_the_known_ones(world: World
         answer = await world.http.request(method, path, headers=world.headers())
         assert (answer.status_code, answer.json()["code"]) == (405, "MethodNotAllowed")
         assert answer.headers["allow"] == allowed
+    for method in ("TRACE", "OPTIONS", "PUT", "BREW"):
+        assert (await world.http.request(method, CREATE_PATH)).status_code == 405
     answer = await world.http.delete("/v1/usage")
     assert (answer.status_code, answer.headers["content-type"]) == (405, "application/problem+json")
     assert answer.headers["allow"] == "GET"

@@ -12,7 +12,7 @@ from app.simulator import Simulator
 from tests.api.parts import without_database
 from tests.world import ADMIN_TOKEN, World, open_world, settings_for_tests
 
-OPERATORS_OWN = ("/metrics", "/readyz", "/admin/v1/usage")
+OPERATORS_OWN = ("/metrics", "/admin/v1/usage")
 
 
 async def metrics(world: World) -> dict[tuple[str, ...], float]:

@@ -49,7 +49,7 @@ SHORT = {
     "DASHGATE_DELIVERY_LEASE_SECONDS": "3",
     "DASHGATE_LOG_LEVEL": "info",
 }
-RESCUE_SECONDS = 60.0  # call, margin, rescue, and the chore that ends doubts: 30 s on a quiet machine
+RESCUE_SECONDS = 120.0  # call, margin, rescue, and the chore that ends doubts: 30 s, or 90 if a chore was killed, too
 STORM_SECONDS = 15.0
 STORM_TASKS = 30
 STORM_CLIENTS = 4
@@ -228,6 +228,7 @@ class Yard:
     folder: Path  # where objects lie
     database_url: str
     accepted: dict[str, str] = field(default_factory=dict)
+    workers: list[Process] = field(default_factory=list)
 
     async def create(self, *, gateway: Gateway | None = None, nonce: str | None = None) -> str:
         """Create a task of two images; return its id, or raise what a client whose gateway dies gets to see."""
@@ -273,7 +274,7 @@ async def open_yard(
     try:
         async with running_fleet(folder, url, **SHORT) as fleet:
             sim = await fleet.simulator()
-            async with SlowDoor(sim.port, random.Random()) as wire:
+            async with SlowDoor("127.0.0.1", sim.port) as wire:
                 key = await furnish(fleet, replace(sim, port=wire.port), destination)
                 yield Yard(fleet, sim, wire, await fleet.gateway(), key, files, url)
     finally:
@@ -313,7 +314,7 @@ LATE = "a-refusal-held-back"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def sea(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Yard]:
-    """A yard with the wrecks in it, each found by its nonce, for a worker to take up."""
+    """A yard with the wrecks in it, each found by its nonce, and a worker that takes them up."""
     folder = tmp_path_factory.mktemp("sea")
     destination = NewDestination(f"file://{folder / 'files'}")
     async with (
@@ -325,6 +326,7 @@ async def sea(databases: Databases, tmp_path_factory: pytest.TempPathFactory) ->
         for wreck, ship, door in zip(WRECKS, ships, doors, strict=False):
             await _sink(sea, wreck, ship, door)
         await _sink_dispatcher(sea, doors[-2])
+        sea.workers.append(await sea.fleet.worker())
         holding = asyncio.ensure_future(_hold_back(sea, ships[-1], doors[-1]))
         yield sea
         await holding
@@ -347,11 +349,15 @@ async def _sink(sea: Yard, wreck: Wreck, ship: Gateway, door: CommitDoor) -> Non
 
 async def _sink_dispatcher(sea: Yard, door: CommitDoor) -> None:
     """Kill a worker that has marked a queued task, which its client was told to be PENDING."""
+    worker = await sea.fleet.worker(DASHGATE_DATABASE_URL=door.url)
+    await until(lambda: sea.ask(CHORES_REST), "no chore dies with it, whose lease would last a minute")
+    door.arm(DISPATCH.words, DISPATCH.when, worker.kill)
     await sea.sim.fail_next("create", "429")
     await sea.create(nonce=DISPATCH.nonce)
-    worker = sea.fleet.start("worker", DASHGATE_DATABASE_URL=door.url)
-    door.arm(DISPATCH.words, DISPATCH.when, worker.kill)
     await door.struck()
+
+
+CHORES_REST = "SELECT count(*) > 0 AND count(lease_id) = 0 FROM work WHERE kind = 'chore'"
 
 
 async def _hold_back(sea: Yard, ship: Gateway, door: CommitDoor) -> None:
@@ -359,10 +365,13 @@ async def _hold_back(sea: Yard, ship: Gateway, door: CommitDoor) -> None:
     door.arm("SET lease_id = NULL", "before", door.shut)
     await sea.sim.fail_next("create", "429")
     await sea.create(gateway=ship, nonce=LATE)
-    is_doubted = "SELECT EXISTS (SELECT 1 FROM task_events JOIN tasks ON id = task_id WHERE tag = $1 AND {})"
-    query = is_doubted.format("task_events.state = 'doubtful'")
-    await until(lambda: sea.ask(query, LATE), "rescue takes it", seconds=RESCUE_SECONDS)
+    await until(lambda: sea.ask(WAS_DOUBTED, LATE), "rescue takes it", seconds=RESCUE_SECONDS)
     door.open()
+
+
+WAS_DOUBTED = """
+    SELECT count(*) > 0 FROM task_events JOIN tasks ON tasks.id = task_id WHERE tag = $1 AND task_events.state = 'doubtful'
+"""
 
 
 @dataclass
@@ -372,7 +381,6 @@ class Storm:
     sea: Yard
     seed: int
     gateways: list[Gateway]
-    workers: list[Process]
     kills: int = 0
 
     async def rage(self) -> None:
@@ -390,12 +398,11 @@ class Storm:
 
     def _strike(self, dice: random.Random) -> None:
         """Kill one, mostly one that has come to work, and start its successor."""
-        place, fleet = dice.randrange(2), self.sea.fleet
+        place, fleet, workers = dice.randrange(2), self.sea.fleet, self.sea.workers
         if dice.random() < 0.5:
-            worker = self.workers[place]
-            if self._is_up(worker, "worker.started", dice):
-                worker.kill()
-                self.workers[place] = fleet.start("worker")
+            if self._is_up(workers[place], "worker.started", dice):
+                workers[place].kill()
+                workers[place] = fleet.start("worker")
                 self.kills += 1
             return
         gateway = self.gateways[place]
@@ -425,7 +432,8 @@ async def storm(sea: Yard) -> Storm:
     await sea.sim.tell("limits", creates_per_second=100, running_tasks=30)
     sea.wire.most_seconds = SLOW_SECONDS
     seed = int(os.environ.get("STORM_SEED") or random.randrange(1_000_000))
-    storm = Storm(sea, seed, [sea.gateway, await sea.fleet.gateway()], [await sea.fleet.worker() for _ in range(2)])
+    sea.workers.append(await sea.fleet.worker())
+    storm = Storm(sea, seed, [sea.gateway, await sea.fleet.gateway()])
     await storm.rage()
     sea.wire.most_seconds = 0
     return storm

@@ -32,7 +32,7 @@ TRIPLES = {
     # an error in the order in which everybody writes it: status, code, message
     *("app/upstream/faults.py:fault_of", "app/simulator/problems.py:__init__", "app/simulator/service.py:file_refusal"),
     "app/errors.py:__init__",  # NotReady: number, problem, hint; read as one sentence
-    *("app/lib/http.py:add", "app/lib/http.py:allow"),  # a host, its port, its scheme: an address
+    *("app/lib/guard.py:add", "app/lib/http.py:allow"),  # a host, its port, its scheme: an address
     "app/simulator/front.py:route",  # a line of the table of routes
     "app/simulator/server.py:fail_next",  # operation, kind, times: how tests say it
 }

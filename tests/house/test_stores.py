@@ -32,6 +32,7 @@ WITHOUT_A_TEAM = {
     "tasks.mark_submitting": "by the id that claim_queued_all_teams locked",
     "tasks.mark_stolen": "by upstream task id: whose it is, is just what nobody knows",
     "tasks.has_unsettled_assets": "by the id of the task that the step has locked",
+    "tasks.forget_later": "by the id of the task that finish has just ended",
     "tasks.write_answer": "by the id of the task that outcome has just moved",
     "tasks.read_answers": "each task is asked for together with its team, many at a time",
     "tasks.lock_work": "work of one task, before the task is locked",

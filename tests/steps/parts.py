@@ -131,9 +131,9 @@ async def until(happened: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
-async def until_blocked(world: World) -> None:
-    """Let everything else go on until a statement waits for a lock."""
+async def until_blocked(world: World, *, statements: int = 1) -> None:
+    """Let everything else go on until so many statements wait for a lock."""
     waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     async with asyncio.timeout(10):
-        while not await world.rows(waiting):  # noqa: ASYNC110 -- the database has no event for it
+        while len(await world.rows(waiting)) < statements:  # noqa: ASYNC110 -- the database has no event for it
             await asyncio.sleep(0.002)

@@ -11,7 +11,7 @@ from app.delivery.deliver import deliver_due
 from app.tasks.chores import chore_due
 from app.tasks.poll import poll_due
 from tests.api.parts import ScriptedUpstream, choices, receipt, scripted_upstream, state
-from tests.steps.parts import DAY, seconds_until_due, task, works
+from tests.steps.parts import DAY, locked, seconds_until_due, task, until_blocked, works
 from tests.world import World
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
@@ -103,9 +103,13 @@ async def test_the_last_file_ends_the_task_and_none_before_it(world: World) -> N
 
 
 async def test_files_that_finish_at_the_same_time_end_their_task_once(world: World) -> None:
-    task_id = await made(world, n=4)
-    await asyncio.gather(*(deliver_due(world.res, limit=1) for _ in range(4)))
-    assert len(files(world)) == 4
+    """None may look at the others before they are all written: held at their rows, then let go together."""
+    task_id = await made(world, n=2)
+    async with locked(world, "SELECT 1 FROM assets FOR UPDATE"):
+        copying = asyncio.gather(*(deliver_due(world.res, limit=1) for _ in range(2)))
+        await until_blocked(world, statements=2)
+    assert await copying == [1, 1]
+    assert len(files(world)) == 2
     assert (await task(world, task_id))["state"] == "succeeded"
     assert await endings(world) == ["task.succeeded"]
 

@@ -1,10 +1,12 @@
 """Poll: one owner looks, within the pace; nobody else does, and what teaches nothing writes nothing."""
 
+import asyncio
 from typing import Any
+from uuid import UUID
 
-from app.tasks.poll import THROTTLED_PAUSE_SECONDS, Watches, poll_due, release
+from app.tasks.poll import SUCCESSOR_WAIT_SECONDS, THROTTLED_PAUSE_SECONDS, Watches, poll_due, release
 from tests.api.parts import receipt, scripted_upstream, state
-from tests.steps.parts import DAY, states, task, works
+from tests.steps.parts import DAY, states, task, until, works
 from tests.world import World
 
 
@@ -67,10 +69,12 @@ async def test_a_dead_owner_is_replaced_when_its_lease_has_lapsed(world: World) 
     world.sim.advance(world.res.settings.account_lease_seconds - 0.1)
     assert await poll(world, second) == 0
     world.sim.advance(0.2)
-    seen = looks(world)
+    seen, claimed_at = looks(world), world.res.clock.monotonic()
     await poll(world, second)
     assert looks(world) == seen + 1
     assert [work["epoch"] for work in await works(world, "account")] == [2]
+    # the dead one's last call may still have been on the wire
+    assert second["cn-beijing/cn-beijing"].pace._next_at >= claimed_at + SUCCESSOR_WAIT_SECONDS
 
 
 async def test_an_owner_that_wakes_up_too_late_asks_nothing_more(world: World) -> None:
@@ -83,6 +87,20 @@ async def test_an_owner_that_wakes_up_too_late_asks_nothing_more(world: World) -
     world.sim.advance(2)
     assert await poll(world) == 0
     assert (world.watches, looks(world)) == ({}, seen)
+
+
+async def test_an_owner_whose_lease_ends_while_it_waits_for_its_slot_does_not_ask(world: World) -> None:
+    task_id = UUID(await long_task(world))
+    await poll(world)
+    (watch,) = world.watches.values()
+    seen, planned_at = looks(world), watch.looked_at[task_id]
+    world.sim.advance(1.1)
+    watch.pace.hold(0.1)
+    polling = asyncio.create_task(poll(world))
+    await until(lambda: watch.looked_at[task_id] > planned_at)
+    world.sim.advance(20)
+    assert await polling == 0
+    assert looks(world) == seen
 
 
 async def test_an_owner_that_leaves_hands_over_within_a_second(world: World) -> None:

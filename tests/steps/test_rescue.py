@@ -3,7 +3,6 @@
 import asyncio
 from typing import Any
 
-from app.tasks.dispatch import dispatch_due
 from app.tasks.poll import poll_due
 from app.tasks.rescue import end_grace, end_overdue, forget_requests, rescue_due
 from app.tasks.submit import record_receipt
@@ -106,7 +105,7 @@ async def test_a_task_that_waited_past_its_deadline_fails_and_is_never_sent(worl
     row = await task(world, task_id)
     assert (row["state"], row["code"], row["attempt"]) == ("failed", "Dashgate.QueueTimeout", 0)
     assert await works(world, "submit") == []
-    assert await dispatch_due(world.res) == 0
+    assert await world.dispatch() == 0
     assert await lines(world) == []
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from app.lib.ids import new_id
 from app.simulator import BEIJING, Simulator
-from app.tasks.dispatch import dispatch_due
 from app.tasks.rescue import end_overdue, rescue_due
 from app.tasks.submit import Attempt, record_doubtful, record_receipt, send
 from app.upstream.answers import Accepted
@@ -79,7 +78,7 @@ async def test_a_429_puts_the_task_back_and_its_model_off(world: World) -> None:
     limits = await model_limits(world)
     assert (row["state"], row["attempt"], row["code"]) == ("queued", 1, None)
     assert limits["backoff"] == 1
-    assert 0.8 <= (limits["next_submit_at"] - world.res.clock.now()).total_seconds() <= 1.2
+    assert 0.8 <= (limits["paused_until"] - world.res.clock.now()).total_seconds() <= 1.2
     assert await seconds_until_due(world, "submit") == 0
 
 
@@ -88,10 +87,10 @@ async def test_each_429_in_a_row_puts_the_model_off_for_longer_and_a_success_end
     task_id = await world.create()
     for _ in range(2):
         world.sim.advance(10)
-        await dispatch_due(world.res)
+        await world.dispatch()
     limits = await model_limits(world)
     assert limits["backoff"] == 3
-    assert 4 <= (limits["next_submit_at"] - world.res.clock.now()).total_seconds() <= 6
+    assert 4 <= (limits["paused_until"] - world.res.clock.now()).total_seconds() <= 6
     world.sim.advance(10)
     assert await world.finish(task_id) == "SUCCEEDED"
     assert (await model_limits(world))["backoff"] == 0
@@ -152,7 +151,7 @@ async def test_a_queued_task_that_the_upstream_refuses_fails_in_its_words(world:
     (task_id,) = await queued(world, 1)
     async with scripted_upstream(world) as upstream:
         upstream.create = (400, b'{"code":"InvalidParameter","message":"no such size","request_id":"r"}')
-        await dispatch_due(world.res)
+        await world.dispatch()
     row = await task(world, task_id)
     assert (row["state"], row["code"], row["message"]) == ("failed", "InvalidParameter", "no such size")
     assert not row["refused_inline"]
@@ -163,7 +162,7 @@ async def test_a_refused_task_tells_its_team_and_costs_nothing(world: World) -> 
     await queued(world, 1)
     async with scripted_upstream(world) as upstream:
         upstream.create = (400, b'{"code":"InvalidParameter","message":"","request_id":"r"}')
-        await dispatch_due(world.res)
+        await world.dispatch()
     assert [row["type"] for row in await world.rows("SELECT type FROM webhook_events")] == ["task.failed"]
     assert await world.rows("SELECT 1 FROM ledger_entries") == []
     assert await works(world, "submit") == []
@@ -173,7 +172,7 @@ async def test_a_refusal_with_unstorable_text_is_recorded_all_the_same(world: Wo
     (task_id,) = await queued(world, 1)
     async with scripted_upstream(world) as upstream:
         upstream.create = (400, b'{"code":"Invalid\\u0000Parameter","message":"half \\ud83d","request_id":"\\udc00"}')
-        await dispatch_due(world.res)
+        await world.dispatch()
     assert (await task(world, task_id))["code"] == "InvalidParameter"
 
 
@@ -192,13 +191,13 @@ async def test_an_account_at_fault_pauses_and_the_queued_task_waits(world: World
     (task_id,) = await queued(world, 1)
     async with scripted_upstream(world) as upstream:
         upstream.create = (400, b'{"code":"Arrearage","message":"pay","request_id":"r"}')
-        await dispatch_due(world.res)
+        await world.dispatch()
         world.sim.advance(30)
-        assert await dispatch_due(world.res) == 0
+        assert await world.dispatch() == 0
         assert len(upstream.received) == 1
         upstream.create = receipt()
         world.sim.advance(31)
-        assert await dispatch_due(world.res) == 1
+        assert await world.dispatch() == 1
     row = await task(world, task_id)
     assert (row["state"], row["attempt"]) == ("pending", 2)
 
@@ -207,7 +206,7 @@ async def test_the_accounts_trouble_is_not_on_the_waiting_task(world: World) -> 
     (task_id,) = await queued(world, 1)
     async with scripted_upstream(world) as upstream:
         upstream.create = (400, b'{"code":"Arrearage","message":"account 1000 owes","request_id":"r"}')
-        await dispatch_due(world.res)
+        await world.dispatch()
     assert "owes" not in json.dumps(await world.read(task_id))
     assert (await task(world, task_id))["message"] is None
 
@@ -262,7 +261,7 @@ async def test_a_receipt_of_an_earlier_attempt_is_not_taken_for_the_present_one(
     task_id = await world.create()
     first = await attempt_of(world, task_id)
     world.sim.advance(10)
-    await dispatch_due(world.res)
+    await world.dispatch()
     assert not await record_receipt(world.res, first, Accepted("an-earlier-id", "r"))
     row = await task(world, task_id)
     assert (row["attempt"], row["upstream_task_id"]) == (2, world.sim.truth.tasks[0].id)
@@ -303,7 +302,7 @@ async def test_a_429_that_comes_after_the_rescuer_puts_the_task_back_to_be_sent(
         assert await states(hasty) == ["queued"]
         upstream.create = receipt()
         hasty.sim.advance(60)
-        assert await dispatch_due(hasty.res) == 1
+        assert await hasty.dispatch() == 1
     assert (await task(hasty, task_id))["state"] == "pending"
 
 

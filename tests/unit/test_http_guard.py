@@ -14,7 +14,8 @@ from aiohttp.test_utils import unused_port
 
 from app.lib import db
 from app.lib import http as door
-from app.lib.http import AddressRefused, AllowList, Guard, Outside, UrlRefused, Wires
+from app.lib.guard import AddressRefused, AllowList, Guard, UrlRefused
+from app.lib.http import Outside, Wires
 
 PUBLIC = ["8.8.8.8", "47.95.1.1", "1.1.1.1", "2400:3200::1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
 INSIDE = [

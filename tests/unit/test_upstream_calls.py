@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from app.errors import AnswerLost, CouldNotFindOut, NotSent
-from app.lib.http import AddressRefused, UrlRefused
+from app.lib.guard import AddressRefused, UrlRefused
 from app.upstream import answers
 from app.upstream.client import ANSWER_MAX_BYTES, Upstream
 from app.upstream.faults import ACCOUNT_CODES, Fault, fault_of
