@@ -36,7 +36,7 @@ test: $(INSTALLED) ## unit, api, steps, house and one journey; T=path runs only 
 	$(PY) -m pytest $(or $(T),$(TESTS)) -n $(if $(findstring ::,$(T)),0,$(WORKERS))
 
 test-all: $(INSTALLED) ## all tests
-	$(PY) -m pytest tests --ignore=tests/benchmarks -n $(WORKERS)
+	$(PY) -m pytest tests --ignore=tests/benchmarks -n $(WORKERS) --dist loadfile
 
 check: $(INSTALLED) ## lint, format, types, layers, house rules
 	$(PY) -m ruff check .

@@ -78,6 +78,7 @@ def _facts(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 async def _parts(res: Resources, team_id: UUID, task_id: UUID) -> dict[str, Any]:
     from app.delivery.store import read_assets
+    from app.ledger.reports import plain
     from app.ledger.store import read_task_entries
     from app.lib.db import reading
     from app.tasks.store import read_events_all_teams
@@ -89,7 +90,9 @@ async def _parts(res: Resources, team_id: UUID, task_id: UUID) -> dict[str, Any]
     return {
         "events": [{name: event[name] for name in EVENT} for event in events],
         "assets": [{name: asset[name] for name in ASSET} for asset in assets],
-        "ledger": [{name: entry[name] for name in ENTRY} for entry in entries],
+        "ledger": [
+            {**{name: entry[name] for name in ENTRY}, "quantity": plain(entry["quantity"])} for entry in entries
+        ],
     }
 
 

@@ -13,7 +13,7 @@ from app.tasks.rescue import end_grace, end_overdue, forget_requests
 
 log = structlog.get_logger()
 
-LEASE_SECONDS = 60.0
+LEASE_SECONDS = 15.0  # a chore may be repeated: better twice than late
 
 
 @dataclass(frozen=True, slots=True)

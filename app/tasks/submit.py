@@ -112,6 +112,7 @@ async def send(res: Resources, attempt: Attempt, *, inline: InlineWait | None = 
     except AnswerLost as lost:
         UPSTREAM_CALLS.labels("create", "lost").inc()
         reason, request_id = lost.reason, lost.request_id
+        log.warning("task.doubted", task=str(attempt.task_id), attempt=attempt.number, reason=reason)
         await _hold_on(res, attempt, lambda: record_doubtful(res, attempt, reason=reason, request_id=request_id))
         return None
     match answer:
@@ -122,6 +123,7 @@ async def send(res: Resources, attempt: Attempt, *, inline: InlineWait | None = 
             res.signals.wake("account")
         case Refused():
             UPSTREAM_CALLS.labels("create", answer.fault).inc()
+            log.info("task.refused", task=str(attempt.task_id), status=answer.status, code=answer.code)
             await _hold_on(res, attempt, lambda: _record_refusal(res, attempt, refused=answer, inline=inline))
     return answer
 
@@ -207,7 +209,6 @@ async def _record_orphan(session: Session, attempt: Attempt, receipt: Accepted, 
 
 async def _record_refusal(res: Resources, attempt: Attempt, *, refused: Refused, inline: InlineWait | None) -> None:
     """Record a refusal: nothing was taken, so the task may wait or must fail, by whose fault it is."""
-    log.info("task.refused", task=str(attempt.task_id), status=refused.status, code=refused.code, fault=refused.fault)
     if refused.fault is Fault.LOAD:
         await _record_throttled(res, attempt, refused)
         return
@@ -268,7 +269,6 @@ async def _requeue(session: Session, res: Resources, attempt: Attempt, *, reason
 
 async def record_doubtful(res: Resources, attempt: Attempt, *, reason: str, request_id: str | None = None) -> None:
     """The answer was lost: nobody knows. Nothing is resent; the model pauses so that send windows stay apart."""
-    log.warning("task.doubted", task=str(attempt.task_id), attempt=attempt.number, reason=reason)
     key = room.model_key(attempt.account, attempt.model)
     async with transaction(res) as session:
         await leases.finish(session, attempt.lease)

@@ -370,7 +370,8 @@ async def _hold_back(sea: Yard, ship: Gateway, door: CommitDoor) -> None:
 
 
 WAS_DOUBTED = """
-    SELECT count(*) > 0 FROM task_events JOIN tasks ON tasks.id = task_id WHERE tag = $1 AND task_events.state = 'doubtful'
+    SELECT count(*) > 0 FROM task_events JOIN tasks ON tasks.id = task_id
+    WHERE tag = $1 AND task_events.state = 'doubtful'
 """
 
 

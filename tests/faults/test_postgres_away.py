@@ -148,9 +148,7 @@ async def test_an_outcome_whose_database_was_away_for_a_moment_is_recorded_once(
         assert len(await house.ask("SELECT 1 FROM webhook_events")) == 1
 
 
-async def test_a_create_whose_commit_is_in_doubt_is_a_503_and_nothing_is_sent(
-    own_database: str, tmp_path: Path
-) -> None:
+async def test_a_create_whose_commit_is_in_doubt_is_a_503_and_is_withdrawn(own_database: str, tmp_path: Path) -> None:
     async with running_fleet(tmp_path, own_database) as fleet, CommitDoor(own_database) as door:
         house = await furnished(fleet)
         gateway = await fleet.gateway(DASHGATE_DATABASE_URL=door.url)
@@ -159,10 +157,13 @@ async def test_a_create_whose_commit_is_in_doubt_is_a_503_and_nothing_is_sent(
         refused = await gateway.create(house.key, "a paper boat")
 
         assert refused.status_code == 503
-        assert await house.sim.journal("create") == []
         door.open()
-        await until(lambda: _creates(house, gateway), "the gateway takes creates again")
+        await until(lambda: house.ask(WITHDRAWN), "the row is withdrawn")
+        assert await house.sim.journal("create") == []
+        assert await house.ask("SELECT 1 FROM ledger_entries UNION ALL SELECT 1 FROM webhook_events") == []
 
 
-async def _creates(house: House, gateway: Gateway) -> bool:
-    return (await gateway.create(house.key, "a second boat")).status_code == 200
+WITHDRAWN = """
+    SELECT 1 FROM tasks WHERE state = 'failed' AND code = 'Dashgate.NotAccepted' AND refused_inline
+    AND NOT EXISTS (SELECT 1 FROM work WHERE kind = 'submit')
+"""
