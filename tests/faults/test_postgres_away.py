@@ -18,7 +18,8 @@ import pytest_asyncio
 
 from app.delivery.destinations import NewDestination
 from app.embedded import running_postgres
-from tests.processes import CommitDoor, Fleet, Gateway, RemoteSimulator, When, furnish, running_fleet, until
+from tests.doors import CommitDoor, When
+from tests.processes import Fleet, Gateway, RemoteSimulator, furnish, running_fleet, until
 
 
 class OwnPostgres:

@@ -17,7 +17,8 @@ from redis.asyncio import Redis
 from app.delivery.destinations import NewDestination
 from app.embedded import ValkeyServer, running_valkey
 from tests.databases import STATE_DIR
-from tests.processes import Door, Fleet, Gateway, RemoteSimulator, SlowDoor, furnish, running_fleet, until
+from tests.doors import Door, SlowDoor
+from tests.processes import Fleet, Gateway, RemoteSimulator, furnish, running_fleet, until
 
 WAKES = "dashgate:wake:*"
 HANGING_SECONDS = 3_600.0
