@@ -180,13 +180,22 @@ def open_client(guard: Guard, wires: Wires = _USUAL) -> httpx.AsyncClient:
 
     Bound a whole call with `asyncio.timeout`; read bytes that are passed on with `aiter_raw`, as httpx decodes others.
     """
-    return httpx.AsyncClient(
+    client = httpx.AsyncClient(
         transport=_Transport(guard, wires),
         timeout=httpx.Timeout(wires.read_seconds, connect=CONNECT_SECONDS, pool=POOL_SECONDS),
         headers=_HEADERS,
         follow_redirects=False,
         trust_env=False,
     )
+    client._cookies = _NoCookies()
+    return client
+
+
+class _NoCookies(httpx.Cookies):
+    """Keeps none: httpx would send one caller's cookies with everybody's next call, and takes its time to look."""
+
+    def extract_cookies(self, response: httpx.Response) -> None:
+        """Take nothing from an answer."""
 
 
 class Outside:

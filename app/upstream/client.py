@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import httpx
@@ -122,7 +123,7 @@ class Upstream:
         async with (
             asyncio.timeout(timeout_seconds),
             self.client.stream(
-                method, self.base_url + target, content=body, headers={**(headers or {}), **own}
+                method, _parsed(self.base_url + target), content=body, headers={**(headers or {}), **own}
             ) as response,
         ):
             read = bytearray()
@@ -131,6 +132,12 @@ class Upstream:
                 if len(read) > ANSWER_MAX_BYTES:
                     raise httpx.RemoteProtocolError("the answer is too long")
             return Reply(response.status_code, bytes(read), _fields(bytes(read)), _retry_after(response.headers))
+
+
+@lru_cache(maxsize=256)
+def _parsed(url: str) -> httpx.URL:
+    """Parse an address once: creates go to few, and httpx takes 100 us for it."""
+    return httpx.URL(url)
 
 
 def _receipt(reply: Reply) -> answers.Accepted | answers.Refused:
