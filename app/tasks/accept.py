@@ -14,7 +14,6 @@ from uuid import UUID
 import structlog
 
 from app.errors import InvalidParameter, ModelNotFound, UpstreamAccountAtFault, UpstreamRefused
-from app.lib import leases
 from app.lib.crypto import pack
 from app.lib.db import DatabaseAway, DirectSession, direct_transaction, hold_on, transaction
 from app.lib.ids import new_id
@@ -25,7 +24,7 @@ from app.routing.accounts import AccountInfo, all_accounts, get_account
 from app.routing.catalogue import Offer, load_catalogue, most_units
 from app.routing.choice import Candidate, choose
 from app.tasks import store
-from app.tasks.finish import finish
+from app.tasks.finish import finish_with_work
 from app.tasks.submit import LEASE_MARGIN_SECONDS, Attempt, InlineWait, Sent, send
 from app.teams.authenticate import Caller, check_model
 from app.upstream.answers import Refused
@@ -142,8 +141,7 @@ async def _withdraw(res: Resources, task_id: UUID, *, number: int) -> None:
 
     async def end_unsent() -> None:
         async with transaction(res) as session:
-            work = await store.lock_work(session, "submit", str(task_id))
-            ended = await finish(
+            await finish_with_work(
                 session,
                 task_id,
                 State.FAILED,
@@ -152,8 +150,6 @@ async def _withdraw(res: Resources, task_id: UUID, *, number: int) -> None:
                 code="Dashgate.NotAccepted",
                 refused_inline=True,
             )
-            if ended is not None and work is not None:
-                await leases.finish(session, work)
 
     await hold_on(end_unsent, monotonic=res.clock.monotonic)
 

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from app.lib import leases
 from app.lib.crypto import CryptoError, unpack
 from app.lib.db import Session, reading, transaction
 from app.lib.ids import new_id
@@ -19,7 +18,7 @@ from app.resources import Resources
 from app.routing import room
 from app.routing.accounts import AccountInfo, all_accounts
 from app.tasks import store
-from app.tasks.finish import finish
+from app.tasks.finish import finish_with_work
 from app.tasks.submit import LEASE_MARGIN_SECONDS, Attempt, send
 
 log = structlog.get_logger()
@@ -63,8 +62,7 @@ async def _send_marked(res: Resources, sealed: Attempt) -> None:
     except CryptoError as error:
         log.error("task.unreadable", task=str(sealed.task_id), reason=str(error))
         async with transaction(res) as session:
-            await leases.finish(session, sealed.lease)
-            await finish(
+            await finish_with_work(
                 session,
                 sealed.task_id,
                 State.FAILED,

@@ -10,6 +10,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy import RowMapping
 
+from app.lib import leases
 from app.lib.db import Session
 from app.lib.metrics import TASKS_FINISHED
 from app.models.tasks import State
@@ -39,4 +40,15 @@ async def finish(
         await tell_end(session, task, at=at)
     TASKS_FINISHED.labels(str(to)).inc()
     log.info("task.finished", task=str(task_id), state=str(to), code=task["code"])
+    return task
+
+
+async def finish_with_work(
+    session: Session, task_id: UUID, to: State, *, attempt: int, at: datetime, **values: Any
+) -> RowMapping | None:
+    """End a task that still has `submit` work, whoever holds it; None, and the work stays, as with `finish`."""
+    work = await store.lock_work(session, "submit", str(task_id))
+    task = await finish(session, task_id, to, attempt=attempt, at=at, **values)
+    if task is not None and work is not None:
+        await leases.finish(session, work)
     return task

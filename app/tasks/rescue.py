@@ -7,7 +7,6 @@ import structlog
 from sqlalchemy import RowMapping
 
 from app.ledger.entries import record_uncertain
-from app.lib import leases
 from app.lib.db import reading, transaction
 from app.lib.metrics import TASKS_RESCUED
 from app.models.tasks import State
@@ -15,7 +14,7 @@ from app.resources import Resources
 from app.routing import room
 from app.routing.catalogue import load_catalogue, unit_of
 from app.tasks import store
-from app.tasks.finish import finish
+from app.tasks.finish import finish, finish_with_work
 from app.tasks.submit import LOST_ANSWER_PAUSE_SECONDS
 
 log = structlog.get_logger()
@@ -80,8 +79,7 @@ async def forget_requests(res: Resources) -> int:
 
 async def _end_queued(res: Resources, task_id: UUID, attempt: int) -> None:
     async with transaction(res) as session:
-        work = await store.lock_work(session, "submit", str(task_id))
-        ended = await finish(
+        await finish_with_work(
             session,
             task_id,
             State.FAILED,
@@ -90,8 +88,6 @@ async def _end_queued(res: Resources, task_id: UUID, attempt: int) -> None:
             code="Dashgate.QueueTimeout",
             message=QUEUE_TIMEOUT,
         )
-        if ended and work:
-            await leases.finish(session, work)
 
 
 async def _end_doubtful(res: Resources, task_id: UUID, attempt: int) -> None:
