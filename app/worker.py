@@ -54,7 +54,9 @@ def loops(res: Resources, watches: Watches) -> Mapping[str, LoopPlan]:
 
 
 async def run_worker(res: Resources, *, stop: asyncio.Event) -> None:
-    """Run all loops until `stop`; then finish what is under way or leave it to its leases, within 30 s.
+    """Run all loops until `stop`; then finish what is under way or leave it to its leases.
+
+    Steps have 30 s; creates on the wire go on to their own time limit, since cutting one off would leave a doubt.
 
     Raises:
         RuntimeError: a loop ended by itself; a worker that limps is worse than one that is started again.

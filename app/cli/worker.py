@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def worker(as_json: AsJson = False) -> None:
-    """Run the worker's loops. SIGTERM and Ctrl-C end it within 30 s; what is cut off is taken up by others.
+    """Run the worker's loops. SIGTERM and Ctrl-C end it: steps have 30 s, creates on the wire their own time limit.
 
     With DASHGATE_WORKER_LISTEN it answers /livez, and to the operators' token /readyz and /metrics.
     """

@@ -1,15 +1,10 @@
 """Accept: one commit makes a task durable, and marks it before anything leaves the house."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 
-import pytest
-
-from app.simulator import Simulator
 from tests.steps.parts import DAY, allow, hanging_create, let_go, sent, states, task, until, works
-from tests.world import World, open_world
+from tests.world import World
 
 
 async def waiting_at(world: World, statement: str) -> int:
@@ -113,16 +108,6 @@ async def test_creates_leave_no_faster_than_the_models_pace(world: World) -> Non
 
 
 # --- whoever leaves ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def hasty(still_sim: Simulator, database_url: str, tmp_path: Path) -> AsyncIterator[World]:
-    """A gateway that lets clients wait for a twentieth of a second only."""
-    async with open_world(
-        still_sim, database_url, tmp_path, inline_wait_seconds=0.05, call_timeout_seconds=30
-    ) as world:
-        yield world
-        let_go(world)
 
 
 async def test_a_client_is_not_kept_waiting_for_a_slow_upstream(hasty: World) -> None:

@@ -1,14 +1,10 @@
 """Submit: one attempt, one call, one record; and every fact is kept, however late it comes."""
 
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
 
 from app.lib.ids import new_id
-from app.simulator import BEIJING, Simulator
+from app.simulator import BEIJING
 from app.tasks.rescue import end_overdue, rescue_due
 from app.tasks.submit import Attempt, record_doubtful, record_receipt, send
 from app.upstream.answers import Accepted
@@ -17,7 +13,6 @@ from tests.steps.parts import (
     DAY,
     attempt_of,
     hanging_create,
-    let_go,
     model_limits,
     queued,
     seconds_until_due,
@@ -26,17 +21,7 @@ from tests.steps.parts import (
     task,
     works,
 )
-from tests.world import World, open_world
-
-
-@pytest.fixture
-async def hasty(still_sim: Simulator, database_url: str, tmp_path: Path) -> AsyncIterator[World]:
-    """A gateway that lets clients wait for a twentieth of a second only; calls last as long as they like."""
-    async with open_world(
-        still_sim, database_url, tmp_path, inline_wait_seconds=0.05, call_timeout_seconds=30
-    ) as world:
-        yield world
-        let_go(world)
+from tests.world import World
 
 
 async def given_up(world: World) -> tuple[str, Attempt]:
