@@ -12,7 +12,7 @@ from app.models.tasks import State
 from app.resources import Resources, check_ready
 from app.routing.accounts import all_accounts
 from app.tasks.states import is_terminal
-from app.tasks.store import count_due_all_teams, count_open_all_teams
+from app.tasks.store_reads import count_due_all_teams, count_open_all_teams
 
 public = APIRouter()
 operators = APIRouter(dependencies=[OperatorDep])

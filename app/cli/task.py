@@ -54,7 +54,7 @@ async def _show(res: Resources, asked: str) -> Report:
     from app.errors import CommandRefused
     from app.lib.db import reading
     from app.lib.ids import find_uuid
-    from app.tasks.store import find_task_all_teams
+    from app.tasks.store_reads import find_task_all_teams
 
     task_id = find_uuid(asked)
     row = None
@@ -81,7 +81,7 @@ async def _parts(res: Resources, team_id: UUID, task_id: UUID) -> dict[str, Any]
     from app.ledger.reports import plain
     from app.ledger.store import read_task_entries
     from app.lib.db import reading
-    from app.tasks.store import read_events_all_teams
+    from app.tasks.store_reads import read_events_all_teams
 
     async with reading(res) as session:
         events = await read_events_all_teams(session, task_id)
@@ -126,7 +126,7 @@ async def _list(res: Resources, team: str | None, state: str | None, *, limit: i
     from app.errors import CommandRefused
     from app.lib.db import reading
     from app.models.tasks import State
-    from app.tasks.store import list_tasks_all_teams
+    from app.tasks.store_reads import list_tasks_all_teams
     from app.teams.teams import get_team
 
     if state is not None and state not in list(State):

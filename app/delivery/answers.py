@@ -18,7 +18,7 @@ from app.models.assets import AssetState
 from app.models.tasks import State
 from app.resources import Resources
 from app.tasks.states import is_terminal, upstream_word
-from app.tasks.store import read_answers
+from app.tasks.store_reads import read_answers
 from app.upstream.results import replace_links
 
 ECHOED_ID_MAX_CHARS = 100

@@ -3,25 +3,29 @@
 Import this package, not its modules, so that `Base.metadata` is whole.
 """
 
-from app.models.accounts import Account, AccountKey, AccountModel
+from app.models.accounts import Account, AccountKey, AccountKeyModel, AccountModel
 from app.models.assets import Asset
 from app.models.base import Base
 from app.models.destinations import Destination, Place
+from app.models.idempotency import IdempotencyKey
 from app.models.installation import Installation
 from app.models.ledger import LedgerEntry, UsageDaily
 from app.models.tasks import Task, TaskBody, TaskEvent, UpstreamOrphan
 from app.models.teams import ApiKey, Team
+from app.models.uploads import Upload
 from app.models.webhooks import WebhookEvent
 from app.models.work import Work
 
 __all__ = [
     "Account",
     "AccountKey",
+    "AccountKeyModel",
     "AccountModel",
     "ApiKey",
     "Asset",
     "Base",
     "Destination",
+    "IdempotencyKey",
     "Installation",
     "LedgerEntry",
     "Place",
@@ -29,6 +33,7 @@ __all__ = [
     "TaskBody",
     "TaskEvent",
     "Team",
+    "Upload",
     "UpstreamOrphan",
     "UsageDaily",
     "WebhookEvent",

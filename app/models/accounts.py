@@ -2,19 +2,33 @@
 
 from datetime import datetime
 from decimal import Decimal
+from enum import StrEnum
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.models.base import Base, Id, Patterns, Sealed
+from app.models.base import Base, Id, Patterns, Sealed, one_of
+
+
+class Serving(StrEnum):
+    """What the operator lets an account do: `active`; `paused` sends nothing, its queue waits; `draining` sends
+    nothing, its queue moves to other accounts. What is upstream already is polled to its end in all three."""
+
+    ACTIVE = "active"
+    PAUSED = "paused"
+    DRAINING = "draining"
 
 
 class Account(Base):
     """One base URL with its keys in one region. Written by the operator's commands; `paused_until` also by submit."""
 
     __tablename__ = "accounts"
-    __table_args__ = (Index("ix_accounts_main_account_region", "main_account", "region"),)
+    __table_args__ = (
+        CheckConstraint(one_of("serving", Serving), name="serving_known"),
+        CheckConstraint("weight >= 0", name="weight_not_negative"),
+        Index("ix_accounts_main_account_region", "main_account", "region"),
+    )
 
     id: Mapped[Id]
     name: Mapped[str] = mapped_column(unique=True)
@@ -24,6 +38,8 @@ class Account(Base):
     workspace: Mapped[str | None]
     exclusive: Mapped[bool] = mapped_column(server_default=text("false"))  # nobody else uses this main account
     file_hosts: Mapped[Patterns] = mapped_column(server_default=text("'{}'"))  # HOST:PORT beside the known pattern
+    weight: Mapped[int] = mapped_column(server_default="1")  # its share of the calls among the accounts of its region
+    serving: Mapped[str] = mapped_column(server_default="active")  # written by account pause|resume|drain
     paused_until: Mapped[datetime | None]  # a breaker: set by submit when the account is at fault, read by routing
     paused_reason: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
@@ -38,8 +54,21 @@ class AccountKey(Base):
     account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"), index=True)
     secret: Mapped[Sealed]
     upstream_key_id: Mapped[str | None]  # the list's `api_key_id`, once learned
-    bad_until: Mapped[datetime | None]
+    bad_until: Mapped[datetime | None]  # the upstream refused it (401): not used until then, if there is another
+    bad_reason: Mapped[str | None]
+    retired_at: Mapped[datetime | None]  # by `account key retire`: never used again
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+
+
+class AccountKeyModel(Base):
+    """A model that a key may not call (`Model.AccessDenied`), until tried again. Written by submit."""
+
+    __tablename__ = "account_key_models"
+
+    account_key_id: Mapped[UUID] = mapped_column(ForeignKey("account_keys.id", ondelete="CASCADE"), primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    bad_until: Mapped[datetime]
+    reason: Mapped[str]
 
 
 class AccountModel(Base):

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, text
@@ -76,6 +77,9 @@ class Task(Base):
         Index("ix_tasks_doubtful", "sent_at", postgresql_where=text("state = 'doubtful'")),
         Index("ix_tasks_delivering", "grace_until", postgresql_where=text("state = 'delivering'")),
         Index("ix_tasks_team_id_created_at", "team_id", text("created_at DESC")),
+        # a resend is looked for here; nearly always empty
+        Index("ix_tasks_unanswered", "api_key_id", "request_hash", postgresql_where=text("unanswered_at IS NOT NULL")),
+        Index("ix_tasks_waited", "waited_until", postgresql_where=text("waited_until IS NOT NULL")),
     )
 
     id: Mapped[Id]
@@ -87,6 +91,10 @@ class Task(Base):
     attempt: Mapped[int] = mapped_column(server_default="0")  # +1 with each move to submitting; facts are matched by it
     model: Mapped[str]
     path: Mapped[str]  # the service path at the upstream
+    request_hash: Mapped[
+        bytes | None
+    ]  # SHA-256 over path, form of the call and body as sent: what makes a resend equal
+    pinned: Mapped[bool] = mapped_column(server_default=text("false"))  # an oss:// input binds it to its account
     region: Mapped[str]
     account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))  # fixed from the first submitting that stayed
     main_account: Mapped[str]
@@ -98,8 +106,16 @@ class Task(Base):
     upstream_task_id: Mapped[str | None]  # the receipt; written once per attempt
     upstream_request_id: Mapped[str | None]  # of the upstream's create answer, also of a 5xx: evidence
     last_request_id: Mapped[str | None]  # of the upstream's last answer that taught us something
+    seen_usage: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # of a stream so far: billed if its process dies
+    answer_status: Mapped[int | None]  # HTTP status of the upstream's own error, where that is the answer
     code: Mapped[str | None]  # why it failed: the upstream's word, or Dashgate.…
     message: Mapped[str | None]
+    # a cancel the team asked for: set by tasks/cancel.py, done or cleared by the account's owner
+    cancel_requested_at: Mapped[datetime | None]
+    # someone waits for it on a connection, by a process that lives until then at least; written by tasks/wait.py
+    waited_until: Mapped[datetime | None]
+    # its caller left without an answer: the same request from the same key adopts it within ten minutes
+    unanswered_at: Mapped[datetime | None]
     refused_inline: Mapped[bool] = mapped_column(server_default=text("false"))  # refused in the create's own answer
     needs_operator: Mapped[bool] = mapped_column(server_default=text("false"))  # a stolen id, or a poison task
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))

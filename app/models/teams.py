@@ -1,6 +1,7 @@
 """The tables `teams` and `api_keys`: who calls, and with what."""
 
 from datetime import datetime
+from decimal import Decimal
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, ForeignKey, text
@@ -15,6 +16,7 @@ class Team(Base):
     __tablename__ = "teams"
     __table_args__ = (
         CheckConstraint("slug ~ '^[a-z0-9][a-z0-9-]{0,62}$'", name="slug_form"),
+        CheckConstraint("rps > 0", name="rps_positive"),
         CheckConstraint("cardinality(regions) > 0 AND default_region = ANY (regions)", name="default_region_allowed"),
     )
 
@@ -23,6 +25,10 @@ class Team(Base):
     regions: Mapped[Patterns]  # where its calls may go, in order of preference
     default_region: Mapped[str]
     models: Mapped[Patterns] = mapped_column(server_default=text("'{*}'"))  # patterns it may call
+    durable: Mapped[bool] = mapped_column(server_default=text("true"))  # sync calls run as tasks where possible
+    hold: Mapped[bool] = mapped_column(server_default=text("false"))  # queue while every account is at fault, or 503
+    allow_unlisted_models: Mapped[bool] = mapped_column(server_default=text("false"))
+    rps: Mapped[Decimal | None]  # creates and sync calls a second; null: no limit of its own
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
 
 

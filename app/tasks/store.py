@@ -4,7 +4,7 @@ Every change of state goes through `move` or one of the two statements of the cr
 over exactly the moves of states.py, and each writes its event.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from app.lib import leases
 from app.lib.db import AnySession, Session, Statement, fetch, run
-from app.models import Account, Asset, Task, TaskBody, TaskEvent, Team, UpstreamOrphan, Work
+from app.models import Asset, Task, TaskBody, TaskEvent, UpstreamOrphan, Work
 from app.models.tasks import State
 from app.tasks.states import may_reach
 
@@ -90,23 +90,6 @@ _CLAIM_LAPSED = text(f"""
     DELETE FROM work USING lapsed WHERE work.kind = lapsed.kind AND work.key = lapsed.key
     RETURNING cast(work.key AS uuid) AS id
 """)  # noqa: S608
-
-
-_READ_ANSWERS = Statement("""
-    SELECT tasks.team_id, tasks.id, tasks.state, tasks.created_at, tasks.started_at, tasks.finished_at,
-           tasks.code, tasks.message,
-           CASE WHEN tasks.finished_at IS NOT NULL
-                THEN (SELECT answer FROM task_bodies WHERE task_id = tasks.id) END AS answer,
-           CASE WHEN tasks.state = 'succeeded' THEN cast((
-               SELECT json_agg(json_build_object(
-                   'id', assets.id, 'json_path', assets.json_path, 'state', assets.state, 'position', assets.position,
-                   'object_key', assets.object_key, 'place_id', assets.place_id, 'content_type', assets.content_type,
-                   'source', encode(assets.source, 'hex')) ORDER BY assets.position)
-               FROM assets WHERE assets.task_id = tasks.id) AS text) END AS assets
-    FROM unnest(cast(:team_ids AS uuid[]), cast(:task_ids AS uuid[])) AS asked (team_id, task_id)
-    JOIN tasks ON tasks.id = asked.task_id AND tasks.team_id = asked.team_id
-    WHERE NOT tasks.refused_inline
-""")
 
 
 async def insert_task(session: AnySession, values: dict[str, Any]) -> None:
@@ -285,69 +268,6 @@ async def forget_requests_all_teams(session: Session, *, before: datetime, limit
     )
     done = await session.execute(update(TaskBody).where(TaskBody.task_id.in_(due)).values(request=None))
     return done.rowcount
-
-
-async def read_answers(
-    session: AnySession, asked: Sequence[tuple[UUID, UUID]]
-) -> dict[tuple[UUID, UUID], Mapping[str, Any]]:
-    """Read what teams may know of their tasks, asked as (team id, task id): the row, and once it ended its sealed
-    answer and its assets as JSON. What is not the team's is not there."""
-    params = {"team_ids": [team_id for team_id, _ in asked], "task_ids": [task_id for _, task_id in asked]}
-    return {(row["team_id"], row["id"]): row for row in await fetch(session, _READ_ANSWERS, params)}
-
-
-async def find_task_all_teams(session: Session, task_id: UUID) -> RowMapping | None:
-    """Read a task with its team's slug and its account's name, for the operator."""
-    rows = await session.execute(
-        select(*Task.__table__.c, Team.slug.label("team"), Account.name.label("account"))
-        .join(Team, Team.id == Task.team_id)
-        .join(Account, Account.id == Task.account_id)
-        .where(Task.id == task_id)
-    )
-    return rows.mappings().one_or_none()
-
-
-async def list_tasks_all_teams(
-    session: Session, *, team: str | None, state: str | None, limit: int
-) -> Sequence[RowMapping]:
-    """Read the newest tasks, for the operator."""
-    columns = (Task.id, Task.state, Task.model, Task.region, Task.code, Task.created_at, Task.finished_at)
-    query = select(Team.slug.label("team"), *columns).join(Team, Team.id == Task.team_id)
-    if team is not None:
-        query = query.where(Team.slug == team)
-    if state is not None:
-        query = query.where(Task.state == state)
-    return (await session.execute(query.order_by(Task.created_at.desc()).limit(limit))).mappings().all()
-
-
-async def read_events_all_teams(session: Session, task_id: UUID) -> Sequence[RowMapping]:
-    """Read a task's transitions in their order, for the operator."""
-    rows = await session.execute(
-        select(TaskEvent.attempt, TaskEvent.state, TaskEvent.at, TaskEvent.reason)
-        .where(TaskEvent.task_id == task_id)
-        .order_by(TaskEvent.at, TaskEvent.attempt)
-    )
-    return rows.mappings().all()
-
-
-async def count_open_all_teams(session: Session) -> Sequence[RowMapping]:
-    """Count tasks that have not ended, by state, for the metrics."""
-    ended = ("succeeded", "failed", "canceled", "expired")
-    rows = await session.execute(
-        select(Task.state, func.count().label("count")).where(Task.state.notin_(ended)).group_by(Task.state)
-    )
-    return rows.mappings().all()
-
-
-async def count_due_all_teams(session: Session) -> Sequence[RowMapping]:
-    """Count due work and its greatest age in seconds, by kind, for the metrics."""
-    age = func.extract("epoch", func.now() - func.min(Work.due_at))
-    rows = await session.execute(
-        select(Work.kind, func.count().label("count"), age.label("oldest_seconds"))
-        .where(Work.due_at <= func.now())
-        .group_by(Work.kind)
-    )
-    return rows.mappings().all()
 
 
 async def lock_work(session: Session, kind: str, key: str) -> leases.Lease | None:

@@ -18,7 +18,7 @@ from tests.house.source import (
     uses,
 )
 
-STORES = tuple(source.path for source in app_modules() if source.path.endswith("/store.py"))
+STORES = tuple(source.path for source in app_modules() if re.search(r"/store(_[a-z]+)?\.py$", source.path))
 # What says nothing to a database: the type of a row, and the names of errors.
 HARMLESS = re.compile(r"sqlalchemy\.(RowMapping|exc\..*)|asyncpg(\.(\w+Error|exceptions.*))?")
 SQL_METHODS = ("execute", "executemany", "scalar", "scalars", "exec_driver_sql", "run_sync", "fetchrow", "fetchval")

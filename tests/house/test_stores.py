@@ -17,7 +17,7 @@ from tests.house.source import (
 )
 
 ROOMS = ("teams", "tasks", "delivery", "ledger", "webhooks")
-STORES = tuple(module(f"app/{room}/store.py") for room in ROOMS)
+STORES = (*(module(f"app/{room}/store.py") for room in ROOMS), module("app/tasks/store_reads.py"))
 
 READING = {"sqlalchemy.select", "sqlalchemy.update", "sqlalchemy.delete"}
 

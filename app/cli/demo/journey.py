@@ -22,7 +22,7 @@ from app.lib.db import reading
 from app.lib.http import Outside
 from app.models.tasks import State
 from app.tasks.states import is_terminal
-from app.tasks.store import find_task_all_teams, read_events_all_teams
+from app.tasks.store_reads import find_task_all_teams, read_events_all_teams
 
 if TYPE_CHECKING:
     from app.cli.demo.stage import Stage
