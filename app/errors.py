@@ -12,6 +12,9 @@
     │   ├── Gone                     410 Gone
     │   ├── TooLarge                 413 RequestTooLarge
     │   ├── UnsupportedMediaType     415 UnsupportedMediaType
+    │   ├── IdempotencyConflict      409 IdempotencyKeyInUse
+    │   ├── IdempotencyMismatch      422 IdempotencyKeyReused
+    │   ├── UploadRefused            400 InvalidArgument
     │   └── UpstreamRefused          the upstream's own verdict on the request, passed on unchanged
     ├── OperatorError           our accounts or our set-up are at fault
     │   ├── UpstreamAccountAtFault   503 Dashgate.UpstreamAccount
@@ -24,12 +27,16 @@
     └── PassingTrouble          nobody's fault, or ours; trying later helps
         ├── StoreAway                503 ServiceUnavailable
         ├── FileAway                 503 ServiceUnavailable
+        ├── Throttled                429 Throttling.RateQuota
+        ├── UpstreamAway             503 ServiceUnavailable
+        ├── StillRunning             504 RequestTimeOut
         └── InternalTrouble          500 InternalError
 
 `status` and `code` are the answer under /api/v1 (design.md 7); app/api/rendering.py chooses the costume per route.
 Tools in `app/lib` raise their own small exceptions, as any library would.
 """
 
+from math import ceil
 from typing import ClassVar, Literal
 
 Retry = Literal["never", "later", "unknown"]
@@ -121,6 +128,31 @@ class UnsupportedMediaType(CallerError):
     code = "UnsupportedMediaType"
 
 
+class IdempotencyConflict(CallerError):
+    """The call of this Idempotency-Key is still running; its answer did not come in time."""
+
+    status = 409
+    code = "IdempotencyKeyInUse"
+
+
+class IdempotencyMismatch(CallerError):
+    """This Idempotency-Key was used with another request."""
+
+    status = 422
+    code = "IdempotencyKeyReused"
+
+
+class UploadRefused(CallerError):
+    """The temporary store does not take this upload."""
+
+    code = "InvalidArgument"
+
+    def __init__(self, message: str | None = None, *, status: int = 400, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code or self.code  # in the store's own words, which its clients know
+
+
 class UpstreamRefused(CallerError):
     """The upstream refused the request."""
 
@@ -193,7 +225,7 @@ class PassingTrouble(DashgateError):
     status = 503
     code = "ServiceUnavailable"
     retry: ClassVar[Retry] = "later"
-    retry_after_seconds = 2
+    retry_after_seconds: int | None = 2
 
 
 class StoreAway(PassingTrouble):
@@ -202,6 +234,35 @@ class StoreAway(PassingTrouble):
 
 class FileAway(PassingTrouble):
     """The file cannot be read from its storage now. Try again later."""
+
+
+class Throttled(PassingTrouble):
+    """Requests rate limit exceeded, please try again later."""
+
+    status = 429
+    code = "Throttling.RateQuota"
+    retry_after_seconds = 1
+
+    def __init__(self, retry_after_seconds: float = 1) -> None:
+        super().__init__()
+        self.retry_after_seconds = max(1, ceil(retry_after_seconds))
+
+
+class UpstreamAway(PassingTrouble):
+    """The upstream cannot be reached; nothing was sent. Try again later."""
+
+
+class StillRunning(PassingTrouble):
+    """The task has not ended in time; it goes on and can be read."""
+
+    status = 504
+    code = "RequestTimeOut"
+    retry: ClassVar[Retry] = "never"
+    retry_after_seconds = None
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__()
+        self.task_id = task_id
 
 
 class InternalTrouble(PassingTrouble):

@@ -15,22 +15,25 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from app.api import admin, assets, ops, services, tasks, usage
+from app.api import admin, assets, ops, services, tasks, uploads, usage
 from app.api.edge import Edge
 from app.api.rendering import error_response
 from app.errors import DashgateError, InvalidParameter, MethodNotAllowed, NotFound
+from app.lib.db import DatabaseAway
 from app.resources import Resources
-from app.tasks.submit import LEASE_MARGIN_SECONDS
+from app.tasks.accept import WAIT_LIFE_SECONDS
+from app.tasks.waiting import say_still_waiting
 
 log = structlog.get_logger()
 
 Surface = Literal["teams", "operators"]
 
 # the order is the order of asking: status reads are most of all calls
-TEAMS: Sequence[APIRouter] = (tasks.router, services.router, assets.router, usage.router, ops.public)
+TEAMS: Sequence[APIRouter] = (tasks.router, services.router, assets.router, uploads.router, usage.router, ops.public)
 OPERATORS: Sequence[APIRouter] = (ops.operators_public, ops.operators, ops.public, admin.router)
 KEEP_ALIVE_SECONDS = 15
-STOP_SECONDS = 20  # open answers may end; files being read are cut off after this
+STOP_SECONDS = 20.0  # open answers may end; files being read are cut off after this
+STILL_WAITING_SECONDS = WAIT_LIFE_SECONDS / 3
 BACKLOG = 1024
 
 
@@ -64,14 +67,41 @@ async def serve(res: Resources, *, teams: str | None, operators: str | None, sto
             group.create_task(server.serve(sockets=[listening]))
             for server, listening in zip(servers, sockets, strict=True)
         ]
+        awaiting = group.create_task(_say_still_waiting(res))
         log.info("serve.started", **dict(surfaces))
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({stopped, *running}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        for server in servers:
-            server.should_exit = True
-    late = await res.calls.drain(res.settings.call_timeout_seconds + LEASE_MARGIN_SECONDS)
+        await _stop(res, servers, running)
+        awaiting.cancel()
+    late = await res.calls.drain(res.settings.drain_seconds)
     log.info("serve.stopped", unfinished_calls=late)
+
+
+async def _stop(res: Resources, servers: Sequence["_Server"], running: Sequence[asyncio.Task[None]]) -> None:
+    """Accept nothing more, end what only watches, and let synchronous calls have their answers.
+
+    Files being read and other answers have 20 s; a call that is relayed or waited for has `drain_seconds`.
+    """
+    res.waiters.end_all()
+    for server in servers:
+        server.should_exit = True
+    await asyncio.wait(running, timeout=STOP_SECONDS)
+    ends_at = res.clock.monotonic() + res.settings.drain_seconds - STOP_SECONDS
+    while (res.awaited or len(res.calls)) and res.clock.monotonic() < ends_at:
+        await asyncio.wait(running, timeout=1.0)
+        if all(server.done() for server in running):
+            return
+    for server in servers:
+        server.force_exit = True
+
+
+async def _say_still_waiting(res: Resources) -> None:
+    """Tell the database, while there are any, which calls are waited for on this process's connections."""
+    while True:
+        await asyncio.sleep(STILL_WAITING_SECONDS)
+        with contextlib.suppress(DatabaseAway):  # the next may find it back, before the marks run out
+            await say_still_waiting(res)
 
 
 def listen(address: str) -> socket.socket:
@@ -101,7 +131,7 @@ def _config(app: ASGIApp) -> uvicorn.Config:
         server_header=False,
         date_header=True,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=STOP_SECONDS,
+        timeout_graceful_shutdown=None,  # _stop decides
     )
 
 

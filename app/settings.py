@@ -74,8 +74,22 @@ class Settings(BaseSettings):
         "Asia/Shanghai", description="the zone whose days and months are billed; Alibaba's"
     )
     body_limit_bytes: int = Field(64 * MIB, ge=1024, le=512 * MIB, description="the largest request body")
+    upload_limit_bytes: int = Field(
+        1024 * MIB, ge=MIB, le=10 * 1024 * MIB, description="the largest file passed on to the upstream's upload"
+    )
     inline_wait_seconds: float = Field(10, gt=0, le=60, description="how long a create waits for the upstream's answer")
     call_timeout_seconds: float = Field(30, gt=0, le=300, description="when a create call to the upstream is given up")
+    relay_timeout_seconds: float = Field(620, gt=0, le=3600, description="when a synchronous upstream call is given up")
+    sync_wait_seconds: float = Field(
+        60, ge=0, le=600, description="how long a synchronous call waits for room upstream"
+    )
+    durable_wait_seconds: float = Field(
+        620, gt=0, le=3600, description="how long a synchronous call that runs as a task is waited for"
+    )
+    drain_seconds: float = Field(
+        650, ge=0, le=7200, description="how long a stopping process lets synchronous calls end"
+    )
+    idempotency_days: int = Field(7, ge=1, le=90, description="how long an Idempotency-Key stands for its task")
     queue_deadline_seconds: int = Field(DAY_SECONDS, ge=1, le=7 * DAY_SECONDS, description="how long a task may wait")
     doubtful_deadline_seconds: int = Field(
         DAY_SECONDS, ge=1, le=7 * DAY_SECONDS, description="when a task of unknown outcome is given up"

@@ -13,7 +13,6 @@ from app.tasks.chores import chore_due, ensure_chores
 from app.tasks.dispatch import dispatch_due
 from app.tasks.poll import Watches, poll_due, release
 from app.tasks.rescue import rescue_due
-from app.tasks.submit import LEASE_MARGIN_SECONDS
 
 log = structlog.get_logger()
 
@@ -56,7 +55,7 @@ def loops(res: Resources, watches: Watches) -> Mapping[str, LoopPlan]:
 async def run_worker(res: Resources, *, stop: asyncio.Event) -> None:
     """Run all loops until `stop`; then finish what is under way or leave it to its leases.
 
-    Steps have 30 s; creates on the wire go on to their own time limit, since cutting one off would leave a doubt.
+    Steps have 30 s; calls on the wire go on to their own time limit, since cutting one off would leave a doubt.
 
     Raises:
         RuntimeError: a loop ended by itself; a worker that limps is worse than one that is started again.
@@ -80,7 +79,7 @@ async def run_worker(res: Resources, *, stop: asyncio.Event) -> None:
     for task in late:
         log.warning("worker.cut_off", loop=task.get_name())
         task.cancel()
-    await res.calls.drain(res.settings.call_timeout_seconds + LEASE_MARGIN_SECONDS)
+    await res.calls.drain(res.settings.drain_seconds)
     await release(res, watches=watches)
     log.info("worker.stopped")
     if lost:

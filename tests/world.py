@@ -17,6 +17,7 @@ import httpx
 
 from app.delivery.deliver import deliver_due
 from app.delivery.destinations import NewDestination, set_destination
+from app.delivery.inputs import fill_inputs
 from app.lib.clock import Clock
 from app.main import create_app
 from app.resources import Resources, open_resources
@@ -179,7 +180,7 @@ async def open_world(
     """Open a gateway on an empty migrated database, with an account per region and the three teams."""
     settings = settings_for_tests(database_url, folder, **changes)
     async with (
-        open_resources(settings, clock=SimulatorTime(sim)) as res,
+        open_resources(settings, clock=SimulatorTime(sim), fill_inputs=fill_inputs) as res,
         _client(create_app("teams", res)) as http,
         _client(create_app("operators", res), Authorization=f"Bearer {ADMIN_TOKEN}") as operators,
     ):

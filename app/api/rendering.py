@@ -1,7 +1,11 @@
-"""Errors in the costume of the route: DashScope's shape under /api/v1, problem+json elsewhere (design.md 7)."""
+"""Errors in the costume of the route: DashScope's shape under /api/v1, problem+json elsewhere (design.md 7).
+
+Under /uploads the clients think they speak to the upstream's object storage: its XML.
+"""
 
 import json
 from typing import Any
+from xml.sax.saxutils import escape
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -9,6 +13,7 @@ from starlette.responses import Response
 from app.errors import CallerError, DashgateError, UpstreamRefused
 
 DASHSCOPE_PREFIX = "/api/v1"
+STORE_PREFIX = "/uploads/"
 NO_STORE = {"Cache-Control": "no-store"}
 
 
@@ -19,19 +24,29 @@ def error_response(request: Request, error: DashgateError) -> Response:
         headers["retry-after"] = str(error.retry_after_seconds)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    task_id = getattr(error, "task_id", None)
+    if task_id is not None:
+        headers["X-Dashgate-Task-Id"] = task_id
     if isinstance(error, UpstreamRefused):
-        if error.task_id is not None:
-            headers["X-Dashgate-Task-Id"] = error.task_id
         return Response(error.body, error.status, headers, media_type="application/json")
     path: str = request.scope["path"]  # as matched; never rebuilt from the Host header
     if path == DASHSCOPE_PREFIX or path.startswith(f"{DASHSCOPE_PREFIX}/"):
         return _json(dashscope_error(error, request_id(request)), error.status, headers=headers)
+    if path.startswith(STORE_PREFIX):
+        return Response(store_error(error, request_id(request)), error.status, headers, media_type="application/xml")
     return _json(problem(error, path), error.status, headers=headers, media_type="application/problem+json")
 
 
 def dashscope_error(error: DashgateError, request_id: str) -> dict[str, Any]:
     """Return an error in DashScope's shape (dashscope-api.md 2.5)."""
     return {"code": error.code, "message": error.message, "request_id": request_id}
+
+
+def store_error(error: DashgateError, request_id: str) -> bytes:
+    """Return an error as the upstream's object storage words it."""
+    named = {"Code": error.code, "Message": error.message, "RequestId": request_id}
+    inside = "".join(f"  <{name}>{escape(text)}</{name}>\n" for name, text in named.items())
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>\n{inside}</Error>\n'.encode()
 
 
 def problem(error: DashgateError, path: str) -> dict[str, Any]:

@@ -95,10 +95,11 @@ async def _with_resources(
 async def _with_accounts(settings: Settings, work: Callable[[Resources], Awaitable[None]]) -> None:
     import structlog
 
+    from app.delivery.inputs import fill_inputs
     from app.resources import check_ready, open_resources
     from app.routing.accounts import all_accounts
 
-    async with open_resources(settings) as res:
+    async with open_resources(settings, fill_inputs=fill_inputs) as res:
         await check_ready(res)
         if not await all_accounts(res):
             structlog.get_logger().warning("accounts.missing", hint="W01 no account yet: `dashgate account add`")

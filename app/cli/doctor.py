@@ -1,47 +1,26 @@
 """`dashgate doctor`: is this installation well? Every line that says so stands for a call that was really made.
 
-A check is a name and an async function that returns a finding; later parts add theirs to one of the lists below.
-Whatever a check raises is its finding.
+Later parts add their checks to one of the lists below. Whatever a check raises is its finding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from app.cli.account_checks import account_checks
 from app.cli.console import AsJson, Report, run, table
+from app.cli.findings import Check, Finding, Level
 from app.cli.troubles import explain
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from app.resources import Resources
-    from app.routing.accounts import AccountInfo
 
 SKEW_SECONDS = 2.0  # more, and signed requests and links begin to fail elsewhere
 PROOF = b"dashgate doctor"
-
-
-class Level(StrEnum):
-    """`failed`: something does not work, and doctor exits with 1."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check found, in words that say what to do."""
-
-    level: Level
-    text: str
-
-
-Check = tuple[str, Callable[["Resources"], Awaitable[Finding]]]
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -130,41 +109,6 @@ async def _clock(res: Resources) -> Finding:
     return Finding(level, f"the database's clock is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}")
 
 
-async def _account_checks(res: Resources) -> list[Check]:
-    from app.routing.accounts import all_accounts
-
-    async def none_yet(_: Resources) -> Finding:
-        return Finding(Level.WARNING, "W01 no account yet: add one with `dashgate account add`")
-
-    try:
-        accounts = await all_accounts(res)
-    except Exception as error:  # noqa: BLE001 -- one sealed key that does not open: a finding, not an end
-        return [("accounts", partial(_said, finding=Finding(Level.FAILED, explain(error).message)))]
-    checks: list[Check] = [(f"account {a.name}", partial(_account, account=a)) for a in accounts]
-    return checks or [("accounts", none_yet)]
-
-
-async def _said(_: Resources, *, finding: Finding) -> Finding:
-    return finding
-
-
-async def _account(res: Resources, *, account: AccountInfo) -> Finding:
-    """List one task: the cheapest call that proves base URL, key and region together."""
-    from app.errors import CouldNotFindOut
-    from app.routing.accounts import upstream_of
-
-    try:
-        await upstream_of(res, account).list_tasks(page_size=1)
-    except CouldNotFindOut as error:
-        hint = ": the key is wrong, or belongs to another region" if error.reason.startswith("401") else ""
-        level = Level.WARNING if error.throttled else Level.FAILED
-        return Finding(level, f"{account.region} {account.base_url} answered {error.reason}{hint}")
-    if account.paused_until is not None and account.paused_until > res.clock.now():
-        text = f"answers, but is paused until {account.paused_until:%H:%M:%S} UTC: {account.paused_reason}"
-        return Finding(Level.WARNING, text)
-    return Finding(Level.OK, f"{account.region}: its task list can be read")
-
-
 async def _destination_checks(res: Resources) -> list[Check]:
     from app.delivery.store import read_destinations_all_teams
     from app.lib.db import reading
@@ -200,6 +144,6 @@ async def _basics(_: Resources) -> list[Check]:
 FIRST: Sequence[Check] = (("catalogue", _catalogue), ("redis", _redis), ("database", _database))
 ON_DATABASE: Sequence[Callable[[Resources], Awaitable[list[Check]]]] = (
     _basics,
-    _account_checks,
+    account_checks,
     _destination_checks,
 )

@@ -1,4 +1,4 @@
-"""`dashgate task …`: what became of tasks. Prompts and the upstream's links are never shown."""
+"""`dashgate task …`: what became of tasks, and cancelling. Prompts and the upstream's links are never shown."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
 
+    from sqlalchemy import RowMapping
+
     from app.resources import Resources
 
 app = typer.Typer(no_args_is_help=True, help="Tasks: what became of them.")
@@ -24,12 +26,17 @@ FACTS = (
     *("id", "team", "state", "model", "region", "account", "attempt", "mode", "tag", "code", "message"),
     *("request_id", "upstream_task_id", "upstream_request_id", "last_request_id", "needs_operator", "refused_inline"),
     *("created_at", "queue_deadline_at", "sent_at", "submitted_at", "started_at", "made_at", "grace_until"),
-    "finished_at",
+    *("cancel_requested_at", "finished_at"),
 )
 EVENT = ("at", "state", "attempt", "reason")
 ASSET = ("position", "state", "reason", "content_type", "size_bytes", "sha256", "object_key", "stored_at")
 ENTRY = ("kind", "unit", "tier", "quantity", "flag", "billed_at")
 LINK = re.compile(r"(?i)\b[a-z][a-z0-9+.-]*://\S+|\bdata:\S+")
+CANCELS = {
+    "canceled": "Cancelled. Nothing was made and nothing is billed.",
+    "requested": "Not decided yet: the upstream has been or will be asked, and the task's final state tells.",
+    "refused": "Not cancelled: it does not wait any more, or it is a relay.",
+}
 NO_DESTINATION = "the team had no destination when this task was accepted: links die with the upstream's"
 
 
@@ -50,7 +57,30 @@ def list_tasks(
     run(lambda res: _list(res, team, state, limit=limit), as_json=as_json)
 
 
-async def _show(res: Resources, asked: str) -> Report:
+@app.command()
+def cancel(task_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
+    """Cancel a task that waits, here or upstream, whosever it is; what runs goes on."""
+    run(lambda res: _cancel(res, task_id), as_json=as_json)
+
+
+async def _cancel(res: Resources, asked: str) -> Report:
+    from app.tasks.cancel import Cancel, cancel
+
+    before = await _get(res, asked)
+    result = await cancel(res, before["team_id"], before["id"])
+    after = await _get(res, asked)
+    document = {
+        "task": before["id"],
+        "team": before["team"],
+        "result": str(result),
+        "state_before": before["state"],
+        "state": after["state"],
+    }
+    told = f"{CANCELS[result]} State: {before['state']}, now {after['state']}."
+    return Report(document, [told], failed=result is Cancel.REFUSED)
+
+
+async def _get(res: Resources, asked: str) -> RowMapping:
     from app.errors import CommandRefused
     from app.lib.db import reading
     from app.lib.ids import find_uuid
@@ -61,9 +91,14 @@ async def _show(res: Resources, asked: str) -> Report:
     if task_id is not None:
         async with reading(res) as session:
             row = await find_task_all_teams(session, task_id)
-    if task_id is None or row is None:
+    if row is None:
         raise CommandRefused(f"There is no task {asked}.")
-    document = {**_facts(row), **await _parts(res, row["team_id"], task_id)}
+    return row
+
+
+async def _show(res: Resources, asked: str) -> Report:
+    row = await _get(res, asked)
+    document = {**_facts(row), **await _parts(res, row["team_id"], row["id"])}
     document["destination_missing"] = row["place_id"] is None
     document["warnings"] = [NO_DESTINATION] if row["place_id"] is None else []
     return Report(document, _drawn(document))

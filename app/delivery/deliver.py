@@ -171,6 +171,7 @@ async def _record_stored(res: Resources, lease: leases.Lease, *, asset: RowMappi
         await _end_task_if_last(session, res, task)
     ASSETS_STORED.inc()
     ASSET_BYTES.inc(copied.facts.size_bytes)
+    res.signals.tell(asset["task_id"])
     log.info("asset.stored", asset=str(asset["id"]), task=str(asset["task_id"]), team=asset["team"])
 
 
@@ -192,6 +193,7 @@ async def _record_not_copied(res: Resources, lease: leases.Lease, *, asset: RowM
         task = await store.lock_task(session, asset["team_id"], asset["task_id"])
         await store.mark_unstored(session, asset["team_id"], asset["id"], state=str(state), reason=outcome.reason)
         await _end_task_if_last(session, res, task)
+    res.signals.tell(asset["task_id"])
     log.warning("asset.not_copied", asset=str(asset["id"]), state=str(state), reason=outcome.reason, again=again)
 
 

@@ -141,7 +141,7 @@ async def open_source(
     Raises: NoImage, in one of its five kinds.
     """
     limits, clock = limits or Limits(), clock or Clock()
-    link = _allowed_link(outside, url, file_hosts=limits.file_hosts)
+    link = allowed_link(outside, url, file_hosts=limits.file_hosts)
     async with contextlib.AsyncExitStack() as stack:
         # The `yield` stays outside: what the caller's own calls raise in there is not the source's fault.
         with _our_words(link):
@@ -152,7 +152,7 @@ async def open_source(
         yield Source(kind, size_bytes, chunks=_with_head(head, chunks))
 
 
-def _allowed_link(outside: Outside, url: str, *, file_hosts: Collection[str]) -> str:
+def allowed_link(outside: Outside, url: str, *, file_hosts: Collection[str]) -> str:
     """Return the link to fetch: as it is for the account's own hosts, over https for the upstream's.
 
     The signature does not cover the scheme, so the upgrade keeps the link valid (dashscope-api.md 8.2).

@@ -1,15 +1,17 @@
-"""SQL of destinations, places and assets."""
+"""SQL of destinations, places, assets and uploads."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import RowMapping, func, select, update
+from sqlalchemy import RowMapping, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.lib.db import Session
-from app.models import Asset, Destination, Place, Task, Team
+from app.models import Asset, Destination, Place, Task, Team, Upload
+
+MOST_FORGOTTEN = 100
 
 
 async def insert_place(session: Session, values: dict[str, Any]) -> None:
@@ -113,3 +115,43 @@ def stored_facts(*, object_key: str, content_type: str, size_bytes: int, sha256:
         "sha256": sha256,
         "stored_at": at,
     }
+
+
+async def insert_upload(session: Session, values: dict[str, Any]) -> bool:
+    """Record whose a folder of temporary uploads is; False: the folder is somebody's already."""
+    done = await session.execute(insert(Upload).values(values).on_conflict_do_nothing(index_elements=["folder"]))
+    return done.rowcount == 1
+
+
+async def forget_uploads(session: Session, team_id: UUID, *, before: datetime) -> None:
+    """Delete a team's uploads whose files are gone upstream; a few at a time, as the next policy deletes the next."""
+    gone = select(Upload.id).where(Upload.team_id == team_id, Upload.expires_at < before).limit(MOST_FORGOTTEN)
+    await session.execute(delete(Upload).where(Upload.id.in_(gone.with_for_update(skip_locked=True))))
+
+
+async def find_upload_all_teams(session: Session, upload_id: UUID) -> RowMapping | None:
+    """Read an upload whose signature was checked."""
+    rows = await session.execute(select(*Upload.__table__.c).where(Upload.id == upload_id))
+    return rows.mappings().one_or_none()
+
+
+async def read_uploads(
+    session: Session, team_id: UUID, *, model: str, folders: Collection[str], at: datetime
+) -> Sequence[RowMapping]:
+    """Read those of some folders that hold a team's uploads for a model, while their files live."""
+    rows = await session.execute(
+        select(Upload.folder, Upload.account_id).where(
+            Upload.team_id == team_id, Upload.model == model, Upload.folder.in_(folders), Upload.expires_at > at
+        )
+    )
+    return rows.mappings().all()
+
+
+async def read_input_assets(session: Session, team_id: UUID, asset_ids: Collection[UUID]) -> Sequence[RowMapping]:
+    """Read those of some assets that are a team's, with what is needed to pass them on as inputs."""
+    rows = await session.execute(
+        select(Asset.id, Asset.source, Asset.source_expires_at, Task.account_id)
+        .join(Task, Task.id == Asset.task_id)
+        .where(Asset.team_id == team_id, Asset.id.in_(asset_ids))
+    )
+    return rows.mappings().all()

@@ -20,6 +20,9 @@ class Calls:
     def __init__(self) -> None:
         self._under_way: set[asyncio.Task[Any]] = set()
 
+    def __len__(self) -> int:
+        return len(self._under_way)
+
     def start(self, call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Begin a call that nobody's leaving cuts off."""
         task = asyncio.ensure_future(call)

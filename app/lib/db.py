@@ -12,11 +12,13 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import asyncpg
-from sqlalchemy import exc, text
+from sqlalchemy import exc, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+T = TypeVar("T")
 
 # We speak of a session; it is one connection, for as long as it is lent.
 Session = AsyncConnection
@@ -26,6 +28,8 @@ CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 12.0  # above the server's own limit of ten: a server that has gone silent keeps no limits
 HOLD_ON_SECONDS = 60.0
 HOLD_ON_AGAIN_SECONDS = 0.5
+LISTEN_AGAIN_SECONDS = 1.0
+STILL_THERE_SECONDS = 10.0  # a listening connection says nothing by itself: a lost one is noticed so late at most
 SERVER_SETTINGS = {
     "application_name": "dashgate",
     "timezone": "UTC",
@@ -126,6 +130,39 @@ class Database:
             async with self._direct.acquire(timeout=POOL_WAIT_SECONDS) as session:
                 yield session
 
+    async def notify(self, channel: str, message: str) -> None:
+        """Say something to all who listen on a channel, in a transaction of its own.
+
+        Raises:
+            DatabaseAway: as `connect`.
+        """
+        async with self.connect(autocommit=True) as session:
+            await session.execute(select(func.pg_notify(channel, message)))
+
+    async def listen(self, channel: str, heard: Callable[[str], None]) -> None:
+        """Hear what is said on a channel until cancelled, on a connection beside the pools.
+
+        Database away: tries again every second; what was said meanwhile is never heard.
+        """
+        while True:
+            with contextlib.suppress(DatabaseAway), _named_troubles():
+                await self._listen(channel, heard)
+            await asyncio.sleep(LISTEN_AGAIN_SECONDS)
+
+    async def _listen(self, channel: str, heard: Callable[[str], None]) -> None:
+        """Hear until the connection breaks."""
+        connection = await self._connect()
+        lost = asyncio.Event()
+        try:
+            connection.add_termination_listener(lambda _: lost.set())
+            await connection.add_listener(channel, lambda _, __, ___, message: heard(message))
+            while not lost.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(lost.wait(), STILL_THERE_SECONDS)
+                await connection.execute("VALUES (1)")
+        finally:
+            connection.terminate()
+
     async def _connect(self) -> asyncpg.Connection:
         return await asyncpg.connect(
             self._url, timeout=CONNECT_SECONDS, command_timeout=ANSWER_SECONDS, server_settings=SERVER_SETTINGS
@@ -213,7 +250,7 @@ async def run(session: AnySession, statement: Statement, params: Mapping[str, An
         await session.execute(statement.positional, *(params[name] for name in statement.names))
 
 
-async def hold_on(record: Callable[[], Awaitable[object]], *, monotonic: Callable[[], float]) -> None:
+async def hold_on(record: Callable[[], Awaitable[T]], *, monotonic: Callable[[], float]) -> T:
     """Record what only we know, again and again while the database is away; the record must bear repeating.
 
     Raises:
@@ -222,8 +259,7 @@ async def hold_on(record: Callable[[], Awaitable[object]], *, monotonic: Callabl
     give_up = monotonic() + HOLD_ON_SECONDS
     while True:
         try:
-            await record()
-            return
+            return await record()
         except DatabaseAway:
             if monotonic() >= give_up:
                 raise

@@ -9,7 +9,7 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from socket import AF_UNSPEC, AddressFamily, socket
 from typing import Literal
@@ -25,6 +25,7 @@ from app.lib.guard import AddressRefused, AllowList, Guard, Scheme, port_of
 
 CONNECT_SECONDS = 5.0
 POOL_SECONDS = 10.0  # aiohttp counts waiting for a free connection, DNS and connecting together under this one
+LONG_CONNECTIONS = 1_000
 SIGNED_URL_MAX_CHARS = 8_190  # a signed one carries more: about 2,500 with a security token of OSS
 _HEADERS = {"User-Agent": "dashgate", "Accept-Encoding": "identity"}
 _system_tls = cache(ssl.create_default_context)  # reading the system's authorities takes 20 ms
@@ -199,7 +200,10 @@ class _NoCookies(httpx.Cookies):
 
 
 class Outside:
-    """Both ways out: `client` (httpx) for calls, `exchange` for signed URLs. Open it with `async with`."""
+    """Both ways out: `client` (httpx) for calls, `exchange` for signed URLs. Open it with `async with`.
+
+    `long_client` is as `client`, with connections of its own for calls that last minutes.
+    """
 
     def __init__(self, allow_list: AllowList | None = None, wires: Wires = _USUAL) -> None:
         self.guard = Guard(allow_list or AllowList())
@@ -207,11 +211,13 @@ class Outside:
 
     async def __aenter__(self) -> "Outside":
         self.client = open_client(self.guard, self._wires)
+        self.long_client = open_client(self.guard, replace(self._wires, connections=LONG_CONNECTIONS))
         self._session = self._wires.open_session(self.guard)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
+        await self.long_client.aclose()
         await self.client.aclose()
 
     def allow(self, host: str, port: int, scheme: Scheme | None = None) -> None:

@@ -5,11 +5,12 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import RowMapping, select, text, update
+from sqlalchemy import RowMapping, delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.lib.db import AnySession, Session, Statement, fetch, run
-from app.models import Account, AccountKey, AccountModel
+from app.models import Account, AccountKey, AccountKeyModel, AccountModel, Task
+from app.models.tasks import OPEN
 
 _NOW = "coalesce(cast(:now AS timestamptz), now())"
 
@@ -52,9 +53,31 @@ async def insert_account(session: Session, values: dict[str, Any]) -> bool:
     return done.rowcount == 1
 
 
+async def lock_account(session: Session, name: str) -> RowMapping | None:
+    """Read an account by its name, and keep others from changing it until the transaction ends."""
+    rows = await session.execute(
+        select(*Account.__table__.c).where(Account.name == name).with_for_update(key_share=True)
+    )
+    return rows.mappings().one_or_none()
+
+
 async def update_account(session: Session, account_id: UUID, values: dict[str, Any]) -> None:
-    """Change where an account's calls go."""
+    """Change an account: where its calls go, its share, what it serves."""
     await session.execute(update(Account).where(Account.id == account_id).values(values))
+
+
+async def has_open_tasks_all_teams(session: Session, account_id: UUID) -> bool:
+    """Tell whether any task of an account has not reached the upstream's last word."""
+    rows = await session.execute(
+        select(Task.id).where(Task.account_id == account_id, text(f"tasks.state IN ({OPEN})")).limit(1)
+    )
+    return rows.first() is not None
+
+
+async def read_accounts(session: Session) -> Sequence[RowMapping]:
+    """Read all accounts."""
+    rows = await session.execute(select(*Account.__table__.c).order_by(Account.name))
+    return rows.mappings().all()
 
 
 async def insert_account_key(session: Session, values: dict[str, Any]) -> None:
@@ -62,18 +85,67 @@ async def insert_account_key(session: Session, values: dict[str, Any]) -> None:
     await session.execute(insert(AccountKey).values(values))
 
 
-async def read_accounts(session: Session) -> Sequence[RowMapping]:
-    """Read all accounts, each with its newest usable key."""
-    newest_key = (
-        select(AccountKey.id, AccountKey.secret)
-        .where(AccountKey.account_id == Account.id)
-        .order_by(AccountKey.bad_until.nulls_first(), AccountKey.created_at.desc())
-        .limit(1)
-        .lateral()
+async def read_usable_keys(session: Session) -> Sequence[RowMapping]:
+    """Read the keys of all accounts that were not retired, the newest of each account first."""
+    rows = await session.execute(
+        select(*AccountKey.__table__.c)
+        .where(AccountKey.retired_at.is_(None))
+        .order_by(AccountKey.created_at.desc(), AccountKey.id.desc())
     )
-    columns = (*Account.__table__.c, newest_key.c.id.label("key_id"), newest_key.c.secret.label("key_secret"))
-    rows = await session.execute(select(*columns).join(newest_key, text("true")).order_by(Account.name))
     return rows.mappings().all()
+
+
+async def read_keys(session: Session, account_id: UUID, *, for_update: bool = False) -> Sequence[RowMapping]:
+    """Read all keys of an account, retired ones too, the newest first; `for_update` keeps others from changing them."""
+    statement = (
+        select(*AccountKey.__table__.c)
+        .where(AccountKey.account_id == account_id)
+        .order_by(AccountKey.created_at.desc(), AccountKey.id.desc())
+    )
+    rows = await session.execute(statement.with_for_update(key_share=True) if for_update else statement)
+    return rows.mappings().all()
+
+
+async def read_barred_models(session: Session) -> Sequence[RowMapping]:
+    """Read which keys may not call which models, until when and why."""
+    rows = await session.execute(select(*AccountKeyModel.__table__.c).order_by(AccountKeyModel.model))
+    return rows.mappings().all()
+
+
+async def retire_key(session: Session, key_id: UUID) -> None:
+    """Retire a key, once and for ever."""
+    retired_at = func.coalesce(AccountKey.retired_at, func.now())
+    await session.execute(update(AccountKey).where(AccountKey.id == key_id).values(retired_at=retired_at))
+
+
+async def mark_key_bad(session: Session, key_id: UUID, *, until: datetime, reason: str) -> None:
+    """Use a key no more until an instant, if there is another; the longest mark wins."""
+    await session.execute(
+        update(AccountKey)
+        .where(AccountKey.id == key_id, or_(AccountKey.bad_until.is_(None), AccountKey.bad_until < until))
+        .values(bad_until=until, bad_reason=reason)
+    )
+
+
+async def bar_key_from_model(session: Session, key_id: UUID, model: str, *, until: datetime, reason: str) -> None:
+    """Call one model no more with a key until an instant; the longest bar wins."""
+    bar = {"bad_until": until, "reason": reason}
+    await session.execute(
+        insert(AccountKeyModel)
+        .values(account_key_id=key_id, model=model, **bar)
+        .on_conflict_do_update(
+            index_elements=["account_key_id", "model"], set_=bar, where=AccountKeyModel.bad_until < until
+        )
+    )
+
+
+async def clear_marks(session: Session, account_id: UUID) -> None:
+    """Forget what submit held against an account's keys."""
+    keys = select(AccountKey.id).where(AccountKey.account_id == account_id)
+    await session.execute(
+        update(AccountKey).where(AccountKey.account_id == account_id).values(bad_until=None, bad_reason=None)
+    )
+    await session.execute(delete(AccountKeyModel).where(AccountKeyModel.account_key_id.in_(keys)))
 
 
 async def pause_account(session: Session, account_id: UUID, *, until: datetime, reason: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -22,6 +24,7 @@ class SimulatorClock:
         self._scale = _not_negative("scale", scale)
         self._anchor_real = monotonic()
         self._anchor_simulated = epoch() + offset_seconds
+        self._moved = asyncio.Event()
 
     @property
     def scale(self) -> float:
@@ -35,12 +38,25 @@ class SimulatorClock:
     def advance(self, seconds: float) -> None:
         """Move time forward by `seconds`. Raises `ValueError` for a negative number."""
         self._anchor_simulated += _not_negative("seconds", seconds)
+        self._tell()
 
     def set_scale(self, scale: float) -> None:
         """Run `scale` times as fast from now on. Raises `ValueError` for a negative number."""
         _not_negative("scale", scale)
         now = self.now()
         self._anchor_real, self._anchor_simulated, self._scale = self._monotonic(), now, scale
+        self._tell()
+
+    async def reach(self, instant: float) -> None:
+        """Wait until a simulated instant has come, by itself or because somebody moves the clock."""
+        while (missing := instant - self.now()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._moved.wait(), missing / self._scale if self._scale else None)
+
+    def _tell(self) -> None:
+        """Wake whoever waits; whoever comes later waits for the next move."""
+        self._moved.set()
+        self._moved = asyncio.Event()
 
 
 def real_monotonic() -> float:

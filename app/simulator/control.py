@@ -6,6 +6,7 @@ Never part of the simulated protocol, therefore on a port of its own.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,10 +16,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from app.simulator.calls import Call
 from app.simulator.exchange import Exchange
 from app.simulator.faults import make_fault
 from app.simulator.front import native_path
-from app.simulator.tasks import Task
+from app.simulator.tasks import Picture, Task
 from app.simulator.wire import Json
 
 Body = dict[str, Any]
@@ -37,6 +39,8 @@ def create_control(exchange: Exchange) -> Starlette:
             Route("/control/faults", port.clear_faults, methods=["DELETE"]),
             Route("/control/journal", port.journal, methods=["GET"]),
             Route("/control/tasks", port.tasks, methods=["GET"]),
+            Route("/control/calls", port.calls, methods=["GET"]),
+            Route("/control/uploads", port.uploads, methods=["GET"]),
             Route("/control/bill", port.bill, methods=["GET"]),
             Route("/control/reset", port.reset, methods=["POST"]),
         ],
@@ -100,9 +104,24 @@ class _ControlPort:
         # Files are drawn when their hashes are first asked for, which takes a while: hence the thread.
         return JSONResponse({"tasks": await asyncio.to_thread(lambda: [_truth(task) for task in tasks])})
 
+    async def calls(self, request: Request) -> Response:
+        """Tell the truth about every synchronous call."""
+        calls = self._world.calls
+        return JSONResponse({"calls": await asyncio.to_thread(lambda: [_truth_of_call(call) for call in calls])})
+
+    async def uploads(self, request: Request) -> Response:
+        """List every file ever uploaded."""
+        return JSONResponse({"uploads": [asdict(upload) for upload in self._world.uploads]})
+
     async def bill(self, request: Request) -> Response:
-        """Count the images made, by region and model."""
-        return JSONResponse({"images": self._world.bill()})
+        """Count what was made, by region and model: images, and every unit as a decimal number."""
+        units = {
+            region: {
+                model: {unit: str(quantity) for unit, quantity in units.items()} for model, units in models.items()
+            }
+            for region, models in self._world.bill_units().items()
+        }
+        return JSONResponse({"images": self._world.bill(), "units": units})
 
     async def reset(self, request: Request) -> Response:
         """Begin again."""
@@ -145,8 +164,28 @@ def _truth(task: Task) -> Json:
         "created_at": task.created_at,
         "ended_at": task.ended_at,
         "billed_images": task.billed_images,
-        "images": [{"sha256": picture.sha256, "size_bytes": picture.size_bytes} for picture in task.pictures],
+        "images": _files(task.pictures),
     }
+
+
+def _truth_of_call(call: Call) -> Json:
+    return {
+        "id": call.id,
+        "region": call.region,
+        "model": call.model,
+        "state": call.state.value,
+        "prompt": call.prompt,
+        "streamed": call.streamed,
+        "hung_up": call.hung_up,
+        "begun_at": call.begun_at,
+        "ended_at": call.ended_at,
+        "billed_images": call.billed_images,
+        "images": _files(call.pictures),
+    }
+
+
+def _files(pictures: Sequence[Picture]) -> list[Json]:
+    return [{"sha256": picture.sha256, "size_bytes": picture.size_bytes} for picture in pictures]
 
 
 async def _read(request: Request, *known: str) -> Body:

@@ -1,4 +1,4 @@
-"""Drawing the result files. Pure: the same arguments give the same bytes. Knows no tasks and no links."""
+"""Drawing the pictures among the result files. Pure: the same arguments give the same bytes. Knows no tasks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,24 @@ LONGEST_TEXT = 600
 def draw_png(width: int, height: int, *, prompt: str, caption: str) -> bytes:
     """Draw a PNG of `width` times `height` pixels with the prompt and a caption on it.
 
-    One channel is drawn and then coloured by a palette of 256 steps between two colours: smooth letters for a third
-    of the bytes, and PNG needs no costly row filters for palettes. That keeps 1280*1280 near 20 ms.
+    The palette saves two thirds of the bytes, and PNG needs no costly row filters for palettes. That keeps 1280*1280
+    near 20 ms.
     """
+    file = io.BytesIO()
+    _draw(width, height, prompt=prompt, caption=caption).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+@lru_cache(maxsize=CACHED_FILES)
+def draw_jpg(width: int, height: int, *, prompt: str, caption: str) -> bytes:
+    """Draw the same as a JPG."""
+    file = io.BytesIO()
+    _draw(width, height, prompt=prompt, caption=caption).convert("RGB").save(file, "JPEG", quality=80)
+    return file.getvalue()
+
+
+def _draw(width: int, height: int, *, prompt: str, caption: str) -> Image.Image:
+    """Draw one channel and colour it by a palette of 256 steps between two colours, which keeps letters smooth."""
     canvas = Image.new("L", (width, height), 0)
     pen = ImageDraw.Draw(canvas)
     side = min(width, height)
@@ -32,9 +47,7 @@ def draw_png(width: int, height: int, *, prompt: str, caption: str) -> bytes:
     pen.multiline_text((margin, margin), text, font=_font(letter), fill=255, spacing=letter // 3)
     pen.text((margin, height - margin - letter), caption, font=_font(letter // 2), fill=190)
     canvas.putpalette(_palette(prompt))
-    file = io.BytesIO()
-    canvas.save(file, "PNG", compress_level=1)
-    return file.getvalue()
+    return canvas
 
 
 @lru_cache(maxsize=16)

@@ -9,9 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.simulator import service
+from app.simulator import service, upload_calls
 from app.simulator.exchange import Exchange, Meaning
 from app.simulator.faults import Operation
+from app.simulator.live import LiveCalls
 
 ALL_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -30,12 +31,15 @@ def create_front(exchange: Exchange) -> Starlette:
     base = native_path("{region}")
     app = Starlette(
         routes=[
-            route(f"{base}/services/{{part:path}}", Operation.CREATE, service.create, methods=("POST",)),
+            Route(f"{base}/services/{{part:path}}", LiveCalls(exchange).answer, methods=["POST"]),
             route(f"{base}/tasks", Operation.LIST, service.list_tasks),
             route(f"{base}/tasks/", Operation.LIST, service.list_tasks),
             route(f"{base}/tasks/{{part}}", Operation.QUERY, service.query),
             route(f"{base}/tasks/{{part}}/", Operation.QUERY, service.query),
-            route(f"{base}/tasks/{{part}}/cancel", Operation.CANCEL, service.unknown, methods=("POST",)),
+            route(f"{base}/tasks/{{part}}/cancel", Operation.CANCEL, service.cancel, methods=("POST",)),
+            route(f"{base}/uploads", Operation.UPLOAD_POLICY, upload_calls.give_policy),
+            route(f"{base}/uploads/", Operation.UPLOAD_POLICY, upload_calls.give_policy),
+            route("/oss/{region}/{part:path}", Operation.UPLOAD, upload_calls.take_file, methods=("POST",)),
             route("/files/{region}/{part:path}", Operation.FILE, service.read_file, methods=("GET", "HEAD")),
             route("/{part:path}", Operation.OTHER, service.unknown, methods=ALL_METHODS),
         ]

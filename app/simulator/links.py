@@ -29,17 +29,18 @@ class LinkRefusedError(Exception):
         self.message = message
 
 
-def make_link(region: str, task_id: str, *, index: int, made_at: float, expires: int) -> tuple[str, str]:
-    """Return path and query of the link to one file.
+def make_link(region: str, task_id: str, *, file: str, made_at: float, expires: int) -> tuple[str, str]:
+    """Return path and query of the link to one file of a task; `file` is its number and ending, as in `0.png`.
 
     Among the names a file could have, the first whose signature contains a slash is taken. Then every link has `%2F`
     and `%3D` in it, and a client that decodes and re-encodes links fails at once, not one time in three.
     """
     day = datetime.fromtimestamp(made_at, UPSTREAM_ZONE).strftime("%Y%m%d")
     folder = hashlib.sha256(task_id.encode()).hexdigest()[:8]
+    index, _, ending = file.partition(".")
     salt = 0
     while True:
-        path = f"/files/{region}/1d/ab/{day}/{folder}/{uuid5(NAMESPACE_URL, f'{task_id}/{index}/{salt}')}.png"
+        path = f"/files/{region}/1d/ab/{day}/{folder}/{uuid5(NAMESPACE_URL, f'{task_id}/{index}/{salt}')}.{ending}"
         query = sign(path, expires)
         if "%2F" in query:
             return path, query

@@ -5,7 +5,7 @@ Knows no HTTP and no tasks. Every option has a calm default; `slightly_hostile` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from zlib import crc32
 
 BEIJING = "cn-beijing"
@@ -38,18 +38,21 @@ DEFAULT_KEYS = (SimulatorKey("sk-sim-beijing", BEIJING), SimulatorKey("sk-sim-si
 class Limits:
     """What one main account may do in one region; the defaults are the documented ones of `wan2.6-image`.
 
-    `creates_per_second` and `running_tasks` count per model, `task_calls_per_second` counts queries and lists together.
+    `creates_per_second`, `running_tasks` and `upload_policies_per_second` count per model, `task_calls_per_second`
+    counts queries and lists together.
     """
 
     task_calls_per_second: int = 20
     creates_per_second: int = 5
     running_tasks: int = 5
+    cancels_per_second: int = 20
+    upload_policies_per_second: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("task_calls_per_second", "creates_per_second", "running_tasks"):
-            value = getattr(self, name)
+        for limit in fields(self):
+            value = getattr(self, limit.name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} must be a whole number, 0 or more")
+                raise ValueError(f"{limit.name} must be a whole number, 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class SimulatorOptions:
     retention_seconds: float = DAY_SECONDS
     link_seconds: float = DAY_SECONDS
     max_page_size: int = 100
+    max_upload_size_mb: int = 100
     clock_scale: float = 1.0
     clock_offset_seconds: float = 0.0
     seed: int | None = None

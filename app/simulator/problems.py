@@ -5,6 +5,8 @@ Knows no HTTP framework: a problem is a status, a code and a message.
 
 from __future__ import annotations
 
+from app.simulator.tasks import Failure
+
 RATE_MESSAGE = "Requests rate limit exceeded, please try again later."
 
 
@@ -53,9 +55,33 @@ def synchronous_not_supported() -> Problem:
     return Problem(403, "AccessDenied", "current user api does not support synchronous calls")
 
 
+def asynchronous_not_supported() -> Problem:
+    """Refuse the async header at a path that only answers at once."""
+    return Problem(403, "AccessDenied", "current user api does not support asynchronous calls")
+
+
+def interleave_not_streamed() -> Problem:
+    """Refuse interleaved output on the synchronous path without the SSE header."""
+    return invalid("enable_interleave requires stream output")
+
+
+def failed(failure: Failure) -> Problem:
+    """Answer for work that was begun and has failed."""
+    return Problem(failure.status, failure.code, failure.message)
+
+
 def rate_exceeded() -> Problem:
     """Refuse a call above a rate."""
     return Problem(429, "Throttling.RateQuota", RATE_MESSAGE)
+
+
+def not_cancelable() -> Problem:
+    """Refuse to cancel: the task runs, has ended, or is not there; which of these is not said."""
+    return Problem(
+        400,
+        "UnsupportedOperation",
+        "Failed to cancel the task, please confirm if the task is in PENDING status.",
+    )
 
 
 def internal_error() -> Problem:

@@ -30,7 +30,10 @@ STOP_SECONDS = 2
 
 @dataclass(frozen=True, slots=True)
 class Simulator:
-    """A running simulator. `truth` is its state, to be read: `.tasks`, `.bill()`, `.journal`, `.clock`."""
+    """A running simulator.
+
+    `truth` is its state, to be read: `.tasks`, `.calls`, `.bill()`, `.bill_units()`, `.uploads`, `.journal`, `.clock`.
+    """
 
     truth: World
     host: str
@@ -73,7 +76,7 @@ class Simulator:
         self.truth.set_durations(low, high, next_only=next_only)
 
     def set_limits(self, **changes: int) -> None:
-        """Change some of `task_calls_per_second`, `creates_per_second`, `running_tasks`."""
+        """Change some of the limits: see `options.Limits`."""
         self.truth.set_limits(**changes)
 
     def reset(self) -> None:

@@ -6,16 +6,20 @@ Knows no HTTP framework: a `Visit` goes in, a `Reply` comes out, refusals are ra
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs
 
 from app.simulator import problems, wire
-from app.simulator.catalogue import MODELS, Model
+from app.simulator.calls import Call
+from app.simulator.catalogue import MODELS, Door, Mode
+from app.simulator.faults import Operation
 from app.simulator.journal import Entry, shortened
 from app.simulator.links import LinkRefusedError, check
 from app.simulator.options import SimulatorKey
 from app.simulator.task_list import read_filter, select
+from app.simulator.tasks import Order
 from app.simulator.world import World
 
 
@@ -38,6 +42,11 @@ class Visit:
         """The host as the client knows it: links to files lead there, whatever name the client's network uses."""
         return self.headers.get("host", "localhost")
 
+    @property
+    def file_base(self) -> str:
+        """What links to files begin with."""
+        return f"http://{self.host}"
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -54,33 +63,65 @@ class Reply:
         return cls(status, json.dumps(body, ensure_ascii=False).encode())
 
 
+def operation_of(headers: Mapping[str, str]) -> Operation:
+    """Tell by its headers alone what a call of a service is: a create, a synchronous call or a stream.
+
+    >>> operation_of({"x-dashscope-sse": "Enable"}).value, operation_of({}).value
+    ('stream', 'sync')
+    """
+    if headers.get("x-dashscope-async", "").lower() == "enable":
+        return Operation.CREATE
+    return Operation.STREAM if headers.get("x-dashscope-sse", "").lower() == "enable" else Operation.SYNC
+
+
 def create(world: World, visit: Visit) -> Reply:
-    """Accept an asynchronous create. The rate is judged before the parameters: bad requests count too."""
-    key = _authenticate(world, visit)
-    body = _read_json(visit)
-    model = _choose_model(body, visit.part)
-    if visit.headers.get("x-dashscope-async", "").lower() != "enable":
-        raise problems.synchronous_not_supported()
-    _admit(world, (key.main_account, key.region, body["model"]), limit=world.limits.creates_per_second)
-    task = world.add_task(key, model.read_order(body), request_id=visit.request_id)
+    """Accept an asynchronous create."""
+    key, order = _take_order(world, visit, mode=Mode.ASYNC)
+    task = world.add_task(key, order, request_id=visit.request_id)
     visit.entry.task_id = task.id
     return Reply.json(wire.created_body(task, visit.request_id))
+
+
+def begin_call(world: World, visit: Visit, *, streamed: bool) -> Call:
+    """Accept a synchronous call; its answer comes later. Raises: `Problem` for what is refused at once."""
+    key, order = _take_order(world, visit, mode=Mode.SYNC)
+    if order.interleave and operation_of(visit.headers) is not Operation.STREAM:
+        raise problems.interleave_not_streamed()
+    return world.begin_call(key, order, request_id=visit.request_id, streamed=streamed)
+
+
+def whole_answer(call: Call, visit: Visit) -> Reply:
+    """Answer a synchronous call that has ended. Raises: `Problem` for one that has failed."""
+    if call.failure is not None:
+        raise problems.failed(call.failure)
+    links = wire.links_to(call.pictures, visit.file_base)
+    return Reply.json(wire.call_body(call.order, links, request_id=visit.request_id))
 
 
 def query(world: World, visit: Visit) -> Reply:
     """Answer for one task, with HTTP 200 also when there is none."""
     visit.entry.task_id = visit.part
-    key = _authenticate(world, visit)
+    key = authenticate(world, visit)
     _admit_task_call(world, key)
     task = world.find_task(key, visit.part)
     if task is None:
         return Reply.json(wire.unknown_task_body(visit.part, visit.request_id))
-    return Reply.json(wire.task_body(task, visit.request_id, file_base=f"http://{visit.host}"))
+    return Reply.json(wire.task_body(task, visit.request_id, file_base=visit.file_base))
+
+
+def cancel(world: World, visit: Visit) -> Reply:
+    """Cancel a task that waits. Every other one is refused alike, also one that is not there."""
+    visit.entry.task_id = visit.part
+    key = authenticate(world, visit)
+    admit(world, (key.main_account, key.region, "cancels"), limit=world.limits.cancels_per_second)
+    if not world.cancel_task(key, visit.part):
+        raise problems.not_cancelable()
+    return Reply.json(wire.canceled_body(visit.request_id))
 
 
 def list_tasks(world: World, visit: Visit) -> Reply:
     """Answer one page of the key's tasks, newest first."""
-    key = _authenticate(world, visit)
+    key = authenticate(world, visit)
     _admit_task_call(world, key)
     wanted = {name: values[-1] for name, values in parse_qs(visit.raw_query.decode("latin-1")).items()}
     task_filter = read_filter(wanted, now=world.clock.now(), max_page_size=world.options.max_page_size)
@@ -101,7 +142,7 @@ def read_file(world: World, visit: Visit) -> Reply:
     if picture is None:
         return file_refusal(visit, "NoSuchKey", "The specified key does not exist.", status=404)
     visit.entry.task_id = picture.task_id
-    return Reply(200, picture.png(), "image/png", {"x-oss-request-id": visit.request_id})
+    return Reply(200, picture.content(), picture.media_type, {"x-oss-request-id": visit.request_id})
 
 
 def file_refusal(visit: Visit, code: str, message: str, *, status: int) -> Reply:
@@ -111,11 +152,12 @@ def file_refusal(visit: Visit, code: str, message: str, *, status: int) -> Reply
 
 
 def unknown(world: World, visit: Visit) -> Reply:
-    """Refuse a path that this simulator does not play; cancelling is one of them."""
+    """Refuse a path that this simulator does not play."""
     raise problems.not_found()
 
 
-def _authenticate(world: World, visit: Visit) -> SimulatorKey:
+def authenticate(world: World, visit: Visit) -> SimulatorKey:
+    """Return the key that a request carries. Raises: `Problem` 401, or 404 for an unknown region."""
     if visit.region not in world.options.regions:
         raise problems.not_found()
     secret = bearer(visit.headers)
@@ -125,6 +167,24 @@ def _authenticate(world: World, visit: Visit) -> SimulatorKey:
         if key.secret == secret and key.region == visit.region:
             return key
     raise problems.wrong_key()
+
+
+def named_model(visit: Visit) -> str:
+    """Return the model that a request names, in its body or else in its query; an empty string where it names none."""
+    if not visit.body:
+        return parse_qs(visit.raw_query.decode("latin-1")).get("model", [""])[-1]
+    try:
+        body = json.loads(visit.body)
+    except (ValueError, RecursionError):
+        return ""
+    name = body.get("model") if isinstance(body, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def check_inputs(world: World, visit: Visit, *, key: SimulatorKey, body: dict[str, Any]) -> None:
+    """Let a call pass whose `oss://` inputs this key may read for this model. Raises: `Problem` 400."""
+    resolves = visit.headers.get("x-dashscope-ossresourceresolve", "").lower() == "enable"
+    world.temporary_store.check_inputs(body, reader=key, resolves=resolves, now=world.clock.now())
 
 
 def bearer(headers: dict[str, str]) -> str:
@@ -147,21 +207,41 @@ def _read_json(visit: Visit) -> dict[str, Any]:
     return body
 
 
-def _choose_model(body: dict[str, Any], service: str) -> Model:
+def _take_order(world: World, visit: Visit, *, mode: Mode) -> tuple[SimulatorKey, Order]:
+    """Judge a call of a service. The rate is judged before the parameters: bad requests count too."""
+    key = authenticate(world, visit)
+    body = _read_json(visit)
+    door = _choose_door(body, visit.part.rstrip("/"))
+    if not door.allows(mode, key.region):
+        raise _REFUSED_MODES[mode]()
+    admit(world, (key.main_account, key.region, body["model"]), limit=world.limits.creates_per_second)
+    order = door.read_order(body)
+    check_inputs(world, visit, key=key, body=body)
+    return key, order
+
+
+_REFUSED_MODES = {
+    Mode.ASYNC: problems.asynchronous_not_supported,
+    Mode.SYNC: problems.synchronous_not_supported,
+}
+
+
+def _choose_door(body: dict[str, Any], service: str) -> Door:
     name = body.get("model")
-    model = MODELS.get(name) if isinstance(name, str) else None
-    if model is None:
+    doors = MODELS.get(name) if isinstance(name, str) else None
+    if doors is None:
         raise problems.unknown_model()
-    if service != model.service:
+    if service not in doors:
         raise problems.wrong_path()
-    return model
+    return doors[service]
 
 
 def _admit_task_call(world: World, key: SimulatorKey) -> None:
     """Queries and lists share one allowance."""
-    _admit(world, (key.main_account, key.region, "task calls"), limit=world.limits.task_calls_per_second)
+    admit(world, (key.main_account, key.region, "task calls"), limit=world.limits.task_calls_per_second)
 
 
-def _admit(world: World, counter: tuple[str, str, str], *, limit: int) -> None:
+def admit(world: World, counter: tuple[str, ...], *, limit: int) -> None:
+    """Count a call of this second. Raises: `Problem` 429 above the limit."""
     if not world.rates.admit(counter, limit=limit, now=world.clock.now()):
         raise problems.rate_exceeded()

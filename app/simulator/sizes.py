@@ -1,4 +1,4 @@
-"""The size rules of `wan2.6-image` (pure): which picture comes out of which `size` parameter.
+"""Which picture comes out of which `size` parameter (pure): in full for `wan2.6-image`, lightly for the others.
 
 Input pictures are never fetched, so a keyword always gives a square and "follows the input" is 1280*1280.
 """
@@ -42,6 +42,32 @@ def choose_size(size: object, *, interleave: bool) -> tuple[int, int]:
     width, height = int(found[1]), int(found[2])
     _refuse_out_of_range(width, height, max_pixels=MAX_PIXELS_INTERLEAVE if interleave else MAX_PIXELS_EDIT)
     return _rounded(width), _rounded(height)
+
+
+def read_size(size: object, default: str) -> tuple[int, int]:
+    """Return width and height for a `size` parameter of the families whose rules are not played in full.
+
+    Keywords are good only where one of them is the default.
+
+    Raises: `Problem` 400 for another format or a picture that is far too large.
+
+    >>> read_size(None, "1024*1536"), read_size("4K", "2K"), read_size("720*1280", "2K")
+    ((1024, 1536), (4096, 4096), (720, 1280))
+    >>> read_size("1K", "1024*1536")
+    Traceback (most recent call last):
+    app.simulator.problems.Problem: 400 InvalidParameter: Expected format: '<width>*<height>'
+    """
+    wanted = default if size is None else size
+    keywords = {**_KEYWORDS, "4K": (4096, 4096)} if default in _KEYWORDS else {}
+    if isinstance(wanted, str) and wanted in keywords:
+        return keywords[wanted]
+    found = _FORMAT.fullmatch(wanted) if isinstance(wanted, str) else None
+    if found is None:
+        raise problems.invalid("Expected format: '<width>*<height>'")
+    width, height = int(found[1]), int(found[2])
+    if not 0 < width * height <= MAX_PIXELS_EDIT:
+        raise problems.invalid(f"size error: total pixels must be at most {MAX_PIXELS_EDIT}")
+    return width, height
 
 
 def _refuse_out_of_range(width: int, height: int, *, max_pixels: int) -> None:

@@ -26,6 +26,14 @@ class TaskQueue:
         """Put a new task at the end of the line, after `settle` for the same instant."""
         self._waiting.append(task)
 
+    def withdraw(self, task: Task) -> bool:
+        """Take a task out of the line, after `settle` for the same instant; False when it is not waiting (any more)."""
+        if task not in self._waiting:
+            return False
+        self._waiting.remove(task)
+        task.status = Status.CANCELED
+        return True
+
     def settle(self, now: float, *, running_limit: int) -> list[Task]:
         """Let everything happen that was due by `now`; return the tasks that ended, in order.
 

@@ -1,6 +1,6 @@
-"""The shapes of DashScope's answers (pure): nothing here decides, it only writes down.
+"""The envelopes of DashScope's answers (pure): nothing here decides, it only writes down.
 
-Later families add their result shapes beside `_choices`.
+What a family puts into them is in `shapes.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from app.simulator.problems import Problem
-from app.simulator.tasks import Picture, Status, Task
+from app.simulator.shapes import metrics_before_success, output_of, usage_of
+from app.simulator.tasks import Order, Picture, Status, Task
 
 # All regions report UTC+8 here; that is documented for one page only.
 UPSTREAM_ZONE = timezone(timedelta(hours=8))
@@ -43,12 +44,33 @@ def task_body(task: Task, request_id: str, *, file_base: str) -> Json:
         output["end_time"] = stamp(task.ended_at)
     body: Json = {"request_id": request_id, "output": output}
     if task.status is Status.SUCCEEDED:
-        output["finished"] = True
-        output["choices"] = _choices(task, file_base)
-        body["usage"] = _usage(task)
+        output.update(output_of(task.order, links_to(task.pictures, file_base)))
+        body["usage"] = usage_of(task.order)
+    if task.status in (Status.RUNNING, Status.FAILED):
+        output.update(metrics_before_success(task.order, failed=task.status is Status.FAILED))
     if task.status is Status.FAILED and task.failure is not None:
         output["code"], output["message"] = task.failure.code, task.failure.message
     return body
+
+
+def call_body(order: Order, links: Sequence[str], *, request_id: str) -> Json:
+    """Render the whole answer of a synchronous call that has succeeded."""
+    return {"output": output_of(order, links), "usage": usage_of(order), "request_id": request_id}
+
+
+def links_to(pictures: Sequence[Picture], file_base: str) -> list[str]:
+    """Return the whole links to files."""
+    return [f"{file_base}{picture.path}?{picture.query}" for picture in pictures]
+
+
+def canceled_body(request_id: str) -> Json:
+    """Render the answer to a cancel that was heard."""
+    return {"request_id": request_id}
+
+
+def upload_policy_body(policy: Json, request_id: str, *, host: str) -> Json:
+    """Render an upload policy; the file goes to `host`."""
+    return {"request_id": request_id, "data": {**policy, "upload_host": host}}
 
 
 def list_body(tasks: Sequence[Task], request_id: str, *, total: int, page_no: int, page_size: int) -> Json:
@@ -81,38 +103,6 @@ def stamp(instant: float) -> str:
     return datetime.fromtimestamp(instant, UPSTREAM_ZONE).isoformat(" ", "milliseconds")[:23]
 
 
-def _choices(task: Task, file_base: str) -> list[Json]:
-    """One choice per picture; interleaved, one choice in which text and picture alternate."""
-    links = [_image(picture, file_base) for picture in task.pictures]
-    if not task.order.interleave:
-        return [_choice([link]) for link in links]
-    content: list[Json] = []
-    for number, link in enumerate(links, start=1):
-        content += [{"type": "text", "text": f"Step {number} of {len(links)}: {task.prompt[:60]}"}, link]
-    return [_choice(content)]
-
-
-def _choice(content: list[Json]) -> Json:
-    return {"finish_reason": "stop", "message": {"role": "assistant", "content": content}}
-
-
-def _image(picture: Picture, file_base: str) -> Json:
-    return {"type": "image", "image": f"{file_base}{picture.path}?{picture.query}"}
-
-
-def _usage(task: Task) -> Json:
-    """Tokens are 0 when editing; interleaved they are counted (here: pretended) but never billed."""
-    tokens_in = len(task.prompt) if task.order.interleave else 0
-    tokens_out = 200 * len(task.pictures) if task.order.interleave else 0
-    return {
-        "size": task.order.size,
-        "image_count": len(task.pictures),
-        "input_tokens": tokens_in,
-        "output_tokens": tokens_out,
-        "total_tokens": tokens_in + tokens_out,
-    }
-
-
 def _row(task: Task) -> Json:
     row: Json = {
         "task_id": task.id,
@@ -124,7 +114,7 @@ def _row(task: Task) -> Json:
         "api_key_id": task.key.api_key_id,
         "caller_uid": task.key.main_account,
         "caller_parent_id": task.key.main_account,
-        "user_api_unique_key": f"apikey:v1:aigc:image-generation:generation:{task.model}",
+        "user_api_unique_key": f"apikey:v1:{task.order.service.replace('/', ':')}:{task.model}",
     }
     if task.scheduled_at is not None:
         row["start_time"] = _milliseconds(task.scheduled_at)

@@ -1,31 +1,37 @@
 """Accept: from a team's request to a durable task. The first step of every life.
 
-Owns the decision inline or queued and the first commit; `submit` owns the call and the second commit. Knows no HTTP of
-ours: it is given a parsed request and a caller.
+Owns where a call goes, the decision inline or queued, and the first commit; `submit` and `call` own what leaves the
+house. Knows no HTTP of ours: it is given a parsed request and a caller.
 """
 
 import asyncio
 import json
-from dataclasses import dataclass, field
-from datetime import timedelta
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
 import structlog
 
 from app.errors import InvalidParameter, ModelNotFound, UpstreamAccountAtFault, UpstreamRefused
-from app.lib.crypto import pack
 from app.lib.db import DatabaseAway, DirectSession, direct_transaction, hold_on, transaction
 from app.lib.ids import new_id
-from app.models.tasks import State
+from app.models.tasks import Mode, State, UpstreamCall
 from app.resources import Resources
 from app.routing import room
-from app.routing.accounts import AccountInfo, all_accounts, get_account
-from app.routing.catalogue import Offer, load_catalogue, most_units
-from app.routing.choice import Candidate, choose
+from app.routing.accounts import AccountInfo, UpstreamKey, all_accounts
+from app.routing.catalogue import Offer, load_catalogue, most_units, unlisted_offer
+from app.routing.choice import Candidate, Wish, choose
+from app.routing.ways import Asked, Way, serves_path
 from app.tasks import store
+from app.tasks.attempts import Attempt, InlineWait, call_seconds, lease_seconds
 from app.tasks.finish import finish_with_work
-from app.tasks.submit import LEASE_MARGIN_SECONDS, Attempt, InlineWait, Sent, send
+from app.tasks.keep import LARGE_BYTES, seal_request
+from app.tasks.resend import Resent, Twin, find_twin, hash_of, take_twin
+from app.tasks.submit import Sent, send
 from app.teams.authenticate import Caller, check_model
 from app.upstream.answers import Refused
 from app.upstream.faults import Fault
@@ -33,21 +39,30 @@ from app.upstream.faults import Fault
 log = structlog.get_logger()
 
 TAG_MAX_CHARS = 100
-LARGE_BYTES = 256 * 1024  # packing more than this would keep everybody waiting
+WAITED_PRIORITY = 10  # of queued work that somebody waits for on a connection
+WAIT_LIFE_SECONDS = 60.0  # a waiting process says so again before this (waiting.py)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Call:
-    """A team's create, parsed as far as we act on it. `body` travels on byte for byte."""
+    """A team's call, parsed as far as we act on it. `body` travels on byte for byte."""
 
-    path: str
-    body: bytes
+    asked: Asked
+    body: bytes = field(repr=False)
     model: str
-    parameters: dict[str, Any]
+    parameters: dict[str, Any] = field(repr=False)
     headers: dict[str, str]  # the few that the upstream acts on
-    region: str | None
-    tag: str
     request_id: str
+    region: str | None = None
+    tag: str = ""
+    durable: bool = True  # a synchronous call may run as a task
+    idempotency_key: str | None = None
+    pinned_account: UUID | None = None  # holds an oss:// input of this call
+
+    @cached_property
+    def resent(self) -> Resent:
+        """What this call is recognised by when it comes again."""
+        return Resent(hash_of(self.asked, self.body), self.idempotency_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,79 +73,145 @@ class NewTask:
     caller: Caller
     call: Call
     offer: Offer
+    way: Way
     account: AccountInfo
+    key: UpstreamKey | None  # None: nothing can be sent now, the task is held
     sealed: bytes = field(repr=False)
 
 
-async def accept(res: Resources, caller: Caller, call: Call) -> UUID:
-    """Make a task of a call and send it at once when there is room; return its id.
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What a call became: a task, or a task that it was already. A relay's attempt is its caller's to make."""
 
-    1. Choose region and account; pack and seal the request.
-    2. One transaction: lock the model's limits, count room; insert task, body, event and work, as `submitting` with
-       its lease when there is room and nothing waits in front, else as `queued`.
-    3. Outside: the call itself (submit.send), which records its own end; waited for at most `inline_wait_seconds`.
+    task_id: UUID
+    mode: Mode
+    is_twin: bool = False
+    attempt: Attempt | None = None
+
+
+class NoRoom(Exception):
+    """A relay found no room upstream; nothing was written."""
+
+
+async def accept(res: Resources, caller: Caller, call: Call) -> Accepted:
+    """Make a task of a call, and send it at once when there is room.
+
+    1. Choose region, account and way; pack and seal the request.
+    2. One transaction: is it a resend? Else lock the model's limits, count room; insert task, body, event and work, as
+       `submitting` with its lease when there is room and nothing waits in front, else as `queued`. A relay without
+       room writes nothing.
+    3. Outside: an asynchronous create itself (submit.send), which records its own end; waited for at most
+       `inline_wait_seconds`. What the upstream answers on the connection is not made here: a relay's attempt is
+       handed to its caller, and a worker makes the call of a task whose model knows no other form.
 
     When the commit of 2 breaks off, nobody knows whether the row is there: it is withdrawn (a later commit), so that
     the caller may try again without paying twice. A crash after 2 leaves a queued task, which dispatch sends, or a
-    marked one, which rescue calls doubtful when its lease lapses. A client that hangs up changes nothing.
+    marked one, which rescue takes up when its lease lapses. A client that hangs up changes nothing.
 
     Raises:
-        AccessDenied, ModelNotFound, InvalidParameter: nothing was stored.
+        AccessDenied, ModelNotFound, InvalidParameter, IdempotencyMismatch: nothing was stored.
         UpstreamAccountAtFault: no account can take it now; nothing was stored, or the row is `refused_inline`.
         UpstreamRefused: the upstream refused it while we waited; the row is `refused_inline`.
+        NoRoom: a relay, and no room upstream; nothing was stored.
         DatabaseAway: nothing was sent.
     """
     check_model(caller, call.model)
-    offer = _offer(res, call)
-    account = await _account(res, caller, call=call, offer=offer)
+    offer = _offer(res, caller, call)
+    if len(call.body) > LARGE_BYTES:
+        await asyncio.to_thread(lambda: call.resent)  # hashed apart: it would keep everybody waiting
+    try:
+        account, way, key = await _choose(res, caller, call=call, offer=offer)
+    except UpstreamAccountAtFault:
+        twin = await find_twin(res, caller, call.resent)
+        if twin is None:
+            raise
+        return Accepted(twin.task_id, twin.mode, is_twin=True)
     task_id = new_id()
-    new = NewTask(task_id, caller, call, offer, account, await _seal(res, task_id, call.body))
-    attempt = await _commit(res, new)
-    log.info("task.accepted", task=str(new.id), model=call.model, region=account.region, inline=attempt is not None)
-    if attempt is None:
+    new = NewTask(task_id, caller, call, offer, way, account, key, await seal_request(res, task_id, call.body))
+    made = await _commit(res, new)
+    if isinstance(made, Twin):
+        log.info("task.resent", task=str(made.task_id), by_key=call.idempotency_key is not None)
+        return Accepted(made.task_id, made.mode, is_twin=True)
+    log.info("task.accepted", task=str(new.id), model=call.model, region=account.region, inline=made is not None)
+    if made is None:
         res.signals.wake("submit")
-        return new.id
-    await _send_and_wait(res, attempt)
-    return new.id
+    elif way.mode is not Mode.RELAY:
+        await _send_and_wait(res, caller, made)
+    return Accepted(new.id, way.mode, attempt=made if way.mode is Mode.RELAY else None)
 
 
-def _offer(res: Resources, call: Call) -> Offer:
+def _offer(res: Resources, caller: Caller, call: Call) -> Offer:
     offer = load_catalogue(res.settings.catalogue_file).find(call.model)
     if offer is None:
+        if caller.allow_unlisted_models:
+            return unlisted_offer(call.asked.path.strip("/"), is_async=call.asked.is_async)
         raise ModelNotFound()
-    if call.path.strip("/") != offer.path:
-        raise InvalidParameter(f"url error, please check url: this model is called at /api/v1/services/{offer.path}.")
+    if not serves_path(offer, call.asked.path):
+        paths = " or ".join(f"/api/v1/services/{path}" for path in (offer.path, offer.sync_path) if path)
+        raise InvalidParameter(f"url error, please check url: this model is called at {paths}.")
     return offer
 
 
-async def _account(res: Resources, caller: Caller, *, call: Call, offer: Offer) -> AccountInfo:
+async def _choose(
+    res: Resources, caller: Caller, *, call: Call, offer: Offer
+) -> tuple[AccountInfo, Way, UpstreamKey | None]:
+    """Return where a call goes, with the key to call with; without one for a team that holds what cannot leave now."""
     accounts = await all_accounts(res)
-    candidates = [Candidate(a.id, a.name, a.region, a.main_account, a.paused_until) for a in accounts]
-    chosen = choose(offer, candidates, allowed=caller.regions, wanted=call.region, now=res.clock.now())
-    return await get_account(res, chosen.id)
+    now = res.clock.now()
+    wish = Wish(
+        allowed=caller.regions,
+        asked=call.asked,
+        wanted=call.region,
+        durable=call.durable and caller.durable,
+        pinned_account=call.pinned_account,
+        draw=random.random(),  # noqa: S311 -- spreads load
+    )
+    try:
+        chosen = choose(offer, candidates_for(accounts, call.model, now=now), wish=wish, now=now)
+    except UpstreamAccountAtFault:
+        if not (caller.hold and accounts and call.asked.is_async):
+            raise
+        held = [replace(one, paused_until=None, takes_calls=True) for one in map(as_candidate, accounts)]
+        chosen = choose(offer, held, wish=wish, now=now)
+        account = next(account for account in accounts if account.id == chosen.candidate.id)
+        return account, chosen.way, None
+    account = next(account for account in accounts if account.id == chosen.candidate.id)
+    return account, chosen.way, account.key_for(call.model, now)
 
 
-async def _seal(res: Resources, task_id: UUID, body: bytes) -> bytes:
-    """Pack and encrypt a body before any row is locked; a large one in a thread."""
-    place = f"task_bodies.request:{task_id}"
-    if len(body) <= LARGE_BYTES:
-        return res.keyring.seal(pack(body), place=place)
-    return await asyncio.to_thread(lambda: res.keyring.seal(pack(body), place=place))
+def candidates_for(accounts: Sequence[AccountInfo], model: str, *, now: datetime) -> list[Candidate]:
+    """Return the accounts as the choice sees them; one without a usable key for the model takes no calls of it."""
+    return [
+        replace(as_candidate(account), takes_calls=account.takes_calls(now) and account.key_for(model, now) is not None)
+        for account in accounts
+    ]
 
 
-async def _commit(res: Resources, new: NewTask) -> Attempt | None:
-    """Make the task's row durable; return its marked attempt, or None when it is queued."""
+def as_candidate(account: AccountInfo) -> Candidate:
+    """Return an account as the choice sees it."""
+    return Candidate(
+        id=account.id,
+        name=account.name,
+        region=account.region,
+        main_account=account.main_account,
+        paused_until=account.paused_until,
+        weight=account.weight,
+    )
+
+
+async def _commit(res: Resources, new: NewTask) -> Twin | Attempt | None:
+    """Make the task's row durable; return its twin, its marked attempt, or None when it is queued."""
     written = False
-    attempt: Attempt | None = None
+    made: Twin | Attempt | None = None
     try:
         async with direct_transaction(res) as session:
-            attempt = await _record(session, res, new)
-            written = True
+            made = await _record(session, res, new)
+            written = not isinstance(made, Twin)
     except DatabaseAway:
         if written:  # the commit itself broke off
-            res.calls.start(_withdraw(res, new.id, number=attempt.number if attempt else 0))
+            res.calls.start(_withdraw(res, new.id, number=made.number if isinstance(made, Attempt) else 0))
         raise
-    return attempt
+    return made
 
 
 async def _withdraw(res: Resources, task_id: UUID, *, number: int) -> None:
@@ -154,66 +235,101 @@ async def _withdraw(res: Resources, task_id: UUID, *, number: int) -> None:
     await hold_on(end_unsent, monotonic=res.clock.monotonic)
 
 
-async def _record(session: DirectSession, res: Resources, new: NewTask) -> Attempt | None:
-    settings, call, account = res.settings, new.call, new.account
-    free = await room.take(session, res, room.model_key(account, call.model), wanted=1)
-    slot = free.slots[0] if free.slots and not free.has_queue else None
-    lease_seconds = settings.call_timeout_seconds + LEASE_MARGIN_SECONDS
-    values: dict[str, Any] = {
+async def _record(session: DirectSession, res: Resources, new: NewTask) -> Twin | Attempt | None:
+    twin = await take_twin(session, res, new.caller, request=new.call.resent, task_id=new.id)
+    if twin is not None:
+        return twin
+    slot, now = await _take_slot(session, res, new)
+    if slot is None and new.way.mode is Mode.RELAY:
+        raise NoRoom()
+    place_id = await store.insert_task(session, _row(res, new, slot=slot, now=now))
+    if slot is None or new.key is None or now is None:
+        return None
+    wait_seconds = (slot - now).total_seconds()
+    return Attempt(
+        task_id=new.id,
+        team_id=new.caller.team_id,
+        number=1,
+        epoch=1,
+        mode=new.way.mode,
+        upstream_call=new.way.upstream_call,
+        model=new.call.model,
+        path=new.way.path,
+        place_id=place_id,
+        pinned=new.call.pinned_account is not None,
+        account=new.account,
+        key=new.key,
+        body=new.call.body,
+        headers=new.call.headers,
+        wait_seconds=wait_seconds,
+        ends_monotonic=res.clock.monotonic() + wait_seconds + lease_seconds(res.settings, new.way.upstream_call),
+    )
+
+
+async def _take_slot(session: DirectSession, res: Resources, new: NewTask) -> tuple[datetime | None, datetime | None]:
+    """Take a send slot for a call that can leave from here, now; return it with the database's time.
+
+    A relay passes the queue: somebody waits for it on a connection, and it has no place in the queue.
+    """
+    is_relay = new.way.mode is Mode.RELAY
+    if new.key is None or (new.way.upstream_call is UpstreamCall.SYNC and not is_relay):
+        return None, None
+    free = await room.take(session, res, room.model_key(new.account, new.call.model), wanted=1, past_queue=is_relay)
+    waits_behind = free.has_queue and not is_relay
+    return (free.slots[0] if free.slots and not waits_behind else None), free.now
+
+
+def _row(res: Resources, new: NewTask, *, slot: datetime | None, now: datetime | None) -> dict[str, Any]:
+    call, way, account = new.call, new.way, new.account
+    lease_until = slot + timedelta(seconds=lease_seconds(res.settings, way.upstream_call)) if slot else None
+    is_durable = way.mode is Mode.DURABLE
+    return {
         "id": new.id,
         "key": str(new.id),
         "team_id": new.caller.team_id,
         "api_key_id": new.caller.api_key_id,
+        "mode": str(way.mode),
+        "upstream_call": str(way.upstream_call),
         "state": str(State.SUBMITTING if slot else State.QUEUED),
         "attempt": 1 if slot else 0,
         "model": call.model,
-        "path": new.offer.path,
+        "path": way.path,
+        "request_hash": call.resent.hash,
+        "pinned": call.pinned_account is not None,
         "region": account.region,
         "account_id": account.id,
         "main_account": account.main_account,
-        "account_key_id": account.key_id if slot else None,
+        "account_key_id": new.key.id if slot and new.key else None,
         "tag": call.tag,
         "most": most_units(new.offer, call.parameters),
         "request_id": call.request_id,
-        "queue_seconds": float(settings.queue_deadline_seconds),
+        "queue_seconds": float(res.settings.queue_deadline_seconds),
         "sent_at": slot,
-        "call_seconds": float(settings.call_timeout_seconds),
+        "call_seconds": float(call_seconds(res.settings, way.upstream_call)),
         "headers": json.dumps(call.headers),
         "request": new.sealed,
+        "priority": WAITED_PRIORITY if is_durable else 0,
         "lease_id": new_id() if slot else None,
-        "lease_until": slot + timedelta(seconds=lease_seconds) if slot else None,
+        "lease_until": lease_until,
+        "waited_seconds": WAIT_LIFE_SECONDS if is_durable else None,
         "now": res.clock.for_sql(),
     }
-    await store.insert_task(session, values)
-    if slot is None:
-        return None
-    wait_seconds = (slot - free.now).total_seconds()
-    return Attempt(
-        task_id=new.id,
-        number=1,
-        epoch=1,
-        model=call.model,
-        path=new.offer.path,
-        account=account,
-        body=call.body,
-        headers=call.headers,
-        wait_seconds=wait_seconds,
-        ends_monotonic=res.clock.monotonic() + wait_seconds + lease_seconds,
-    )
 
 
-async def _send_and_wait(res: Resources, attempt: Attempt) -> None:
+async def _send_and_wait(res: Resources, caller: Caller, attempt: Attempt) -> None:
     """Send inline: the client waits a little, the call goes on without it.
 
     The mark is committed, so trouble on our side is not the client's: it gets its task, and rescue looks after it.
     """
-    inline = InlineWait()
+    inline = InlineWait(holds=caller.hold)
     sending: asyncio.Task[Sent] = res.calls.start(send(res, attempt, inline=inline))
     done, _ = await asyncio.wait({sending}, timeout=res.settings.inline_wait_seconds)
     if not done and inline.leave():
         return
     await asyncio.wait({sending})
     if sending.exception() is not None:  # logged by res.calls
+        return
+    if not inline.refused:
         return
     match sending.result():
         case Refused(fault=Fault.ACCOUNT):

@@ -3,27 +3,34 @@
 Owns which queued task goes next; the call itself is submit's.
 """
 
-import asyncio
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 import structlog
 
-from app.lib.crypto import CryptoError, unpack
+from app.lib.crypto import CryptoError
 from app.lib.db import Session, reading, transaction
 from app.lib.ids import new_id
 from app.lib.loop import side_by_side
-from app.models.tasks import State
+from app.models.accounts import Serving
+from app.models.tasks import Mode, State, UpstreamCall
 from app.resources import Resources
 from app.routing import room
 from app.routing.accounts import AccountInfo, all_accounts
+from app.routing.choice import pick
 from app.tasks import store
+from app.tasks.accept import as_candidate
+from app.tasks.attempts import Attempt, call_seconds, lease_seconds
+from app.tasks.call import make_call
 from app.tasks.finish import finish_with_work
-from app.tasks.submit import LEASE_MARGIN_SECONDS, Attempt, send
+from app.tasks.keep import open_request
+from app.tasks.rehome import move_queue
+from app.tasks.submit import send
 
 log = structlog.get_logger()
 
-MOST_BYTES = 512 * 1024 * 1024  # the largest body any setting lets in
 UNREADABLE = "The stored request cannot be read; nothing was sent and nothing is billed."
 
 
@@ -33,8 +40,9 @@ async def dispatch_due(res: Resources, *, limit: int = 20) -> int:
     For each (main account, region, model) with a queue:
     1. One transaction: lock due tasks with their work, then the model's limits; take room and send slots; mark as
        many tasks as there are slots `submitting`, each with a lease.
-    2. Begin their calls (submit.send), which go on by themselves, each recording its own end: one slow region keeps
-       nobody waiting.
+    2. Begin their calls (submit.send, call.make_call), which go on by themselves, each recording its own end: one slow
+       region keeps nobody waiting.
+    Where no account takes calls, the queue moves to one that does (rehome), unless an operator has paused it.
 
     A crash after 1 leaves marked tasks: rescue calls them doubtful when their leases lapse.
     """
@@ -44,11 +52,13 @@ async def dispatch_due(res: Resources, *, limit: int = 20) -> int:
 
 
 async def _dispatch_model(res: Resources, model_key: dict[str, str], *, limit: int) -> int:
-    account = await _find_account(res, model_key)
-    if account is None:
-        return 0
+    accounts = await _accounts(res, model_key)
+    usable = [account for account in accounts if _is_usable(res, account, model_key["model"])]
+    if not usable:
+        waits = any(account.serving is Serving.PAUSED for account in accounts)
+        return 0 if waits else await move_queue(res, model_key, limit=limit)
     async with transaction(res) as session:
-        marked = await _mark(session, res, account, model_key=model_key, limit=limit)
+        marked = await _mark(session, res, usable, model_key=model_key, limit=limit)
     for attempt in marked:
         res.calls.start(_send_marked(res, attempt))
     return len(marked)
@@ -56,9 +66,8 @@ async def _dispatch_model(res: Resources, model_key: dict[str, str], *, limit: i
 
 async def _send_marked(res: Resources, sealed: Attempt) -> None:
     """Open the stored request and send it; one that does not open fails alone."""
-    place = f"task_bodies.request:{sealed.task_id}"
     try:
-        body = await asyncio.to_thread(lambda: unpack(res.keyring.open(sealed.body, place=place), max_bytes=MOST_BYTES))
+        body = await open_request(res, sealed.task_id, sealed.body)
     except CryptoError as error:
         log.error("task.unreadable", task=str(sealed.task_id), reason=str(error))
         async with transaction(res) as session:
@@ -71,56 +80,83 @@ async def _send_marked(res: Resources, sealed: Attempt) -> None:
                 code="InternalError",
                 message=UNREADABLE,
             )
+        res.signals.tell(sealed.task_id)
         return
-    await send(res, replace(sealed, body=body))
+    attempt = replace(sealed, body=body)
+    if attempt.upstream_call is UpstreamCall.SYNC:
+        await make_call(res, attempt)
+    else:
+        await send(res, attempt)
 
 
-async def _find_account(res: Resources, model_key: dict[str, str]) -> AccountInfo | None:
-    """Return an account of that main account and region that is not paused."""
-    for account in await all_accounts(res):
-        belongs = (account.main_account, account.region) == (model_key["main_account"], model_key["region"])
-        if belongs and (account.paused_until is None or account.paused_until <= res.clock.now()):
-            return account
-    return None
+async def _accounts(res: Resources, model_key: dict[str, str]) -> list[AccountInfo]:
+    """Return the accounts that share a main account's limits in a region."""
+    home = (model_key["main_account"], model_key["region"])
+    return [account for account in await all_accounts(res) if (account.main_account, account.region) == home]
+
+
+def _is_usable(res: Resources, account: AccountInfo, model: str) -> bool:
+    now = res.clock.now()
+    return account.takes_calls(now) and account.key_for(model, now) is not None
 
 
 async def _mark(
-    session: Session, res: Resources, account: AccountInfo, *, model_key: dict[str, str], limit: int
+    session: Session, res: Resources, accounts: Sequence[AccountInfo], *, model_key: dict[str, str], limit: int
 ) -> list[Attempt]:
     claimed = await store.claim_queued_all_teams(session, model_key, limit=limit, now=res.clock.for_sql())
-    if not claimed:
+    homes = [(claim, home) for claim in claimed if (home := _home_of(claim, accounts)) is not None]
+    if not homes:
         return []
-    free = await room.take(session, res, model_key, wanted=len(claimed), past_queue=True)
-    pairs = zip(claimed, free.slots, strict=False)  # more tasks than slots: the others stay queued
-    return [await _mark_one(session, res, account, claim=claim, slot=slot, now=free.now) for claim, slot in pairs]
+    free = await room.take(session, res, model_key, wanted=len(homes), past_queue=True)
+    pairs = zip(homes, free.slots, strict=False)  # more tasks than slots: the others stay queued
+    return [await _mark_one(session, res, claim, home=home, slot=(slot, free.now)) for (claim, home), slot in pairs]
+
+
+def _home_of(claim: store.Claim, accounts: Sequence[AccountInfo]) -> AccountInfo | None:
+    """Return the account that sends a task: its own where an input pins it, else one by weight."""
+    if claim.pinned:
+        return next((account for account in accounts if account.id == claim.account_id), None)
+    draw = random.random()  # noqa: S311 -- spreads load
+    picked = pick([as_candidate(account) for account in accounts], draw)
+    return next(account for account in accounts if account.id == picked.id)
 
 
 async def _mark_one(
-    session: Session, res: Resources, account: AccountInfo, *, claim: store.Claim, slot: datetime, now: datetime
+    session: Session, res: Resources, claim: store.Claim, *, home: AccountInfo, slot: tuple[datetime, datetime]
 ) -> Attempt:
-    settings = res.settings
-    lease_seconds = settings.call_timeout_seconds + LEASE_MARGIN_SECONDS
-    until = slot + timedelta(seconds=lease_seconds)
-    epoch = await store.lease_submit(session, claim.key, lease_id=new_id(), until=until)
+    leaves_at, now = slot
+    upstream_call = UpstreamCall(claim.upstream_call)
+    seconds = lease_seconds(res.settings, upstream_call)
+    epoch = await store.lease_submit(
+        session, claim.key, lease_id=new_id(), until=leaves_at + timedelta(seconds=seconds)
+    )
+    key = home.key_for(claim.model, now) or home.keys[0]
     task = await store.mark_submitting(
         session,
         claim.task_id,
-        account_id=account.id,
-        account_key_id=account.key_id,
-        sent_at=slot,
-        call_deadline_at=slot + timedelta(seconds=settings.call_timeout_seconds),
+        account_id=home.id,
+        account_key_id=key.id,
+        sent_at=leaves_at,
+        call_deadline_at=leaves_at + timedelta(seconds=call_seconds(res.settings, upstream_call)),
+        submitted_at=leaves_at if upstream_call is UpstreamCall.SYNC else None,
     )
     asked = await store.read_request_all_teams(session, claim.task_id)
-    wait_seconds = (slot - now).total_seconds()
+    wait_seconds = (leaves_at - now).total_seconds()
     return Attempt(
         task_id=claim.task_id,
+        team_id=task["team_id"],
         number=task["attempt"],
         epoch=epoch,
+        mode=Mode(task["mode"]),
+        upstream_call=upstream_call,
         model=task["model"],
         path=task["path"],
-        account=account,
+        place_id=task["place_id"],
+        pinned=claim.pinned,
+        account=home,
+        key=key,
         body=asked["request"],  # still sealed: opening a large one must not hold the model's lock
         headers=asked["headers"],
         wait_seconds=wait_seconds,
-        ends_monotonic=res.clock.monotonic() + wait_seconds + lease_seconds,
+        ends_monotonic=res.clock.monotonic() + wait_seconds + seconds,
     )

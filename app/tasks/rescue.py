@@ -6,42 +6,62 @@ from uuid import UUID
 import structlog
 from sqlalchemy import RowMapping
 
-from app.ledger.entries import record_uncertain
-from app.lib.db import reading, transaction
+from app.lib.db import Session, reading, transaction
 from app.lib.metrics import TASKS_RESCUED
-from app.models.tasks import State
+from app.models.tasks import State, UpstreamCall
 from app.resources import Resources
 from app.routing import room
-from app.routing.catalogue import load_catalogue, unit_of
-from app.tasks import store
+from app.tasks import store, store_resends
+from app.tasks.attempts import LOST_ANSWER_PAUSE_SECONDS
 from app.tasks.finish import finish, finish_with_work
-from app.tasks.submit import LOST_ANSWER_PAUSE_SECONDS
+from app.tasks.outcome import end_unknown
 
 log = structlog.get_logger()
 
 OVERDUE_BATCH = 200
 FORGET_BATCH = 1_000
 QUEUE_TIMEOUT = "The task waited longer than its queue deadline; nothing was sent and nothing is billed."
-OUTCOME_UNKNOWN = "The upstream's answer to the submission was lost and its outcome could not be found out."
 
 
 async def rescue_due(res: Resources, *, limit: int = 50) -> int:
-    """Call tasks doubtful whose sender died after its mark; return how many.
+    """Take up tasks whose sender died after its mark; return how many.
 
-    One transaction: take the lapsed work away, move its task to `doubtful`, pause its model. Never resends: a call
-    may be on the wire. The sender, should it live, still records its receipt by attempt.
+    One transaction: take the lapsed work away; an asynchronous create becomes `doubtful`, and its model pauses; a
+    synchronous call ends as unknown, because no list shows it. Whoever waited for the dead sender may ask again and
+    gets this task. Never resends: a call may be on the wire. The sender, should it live, still records its receipt.
     """
     now = res.clock.for_sql()
     async with transaction(res) as session:
         lapsed = await store.claim_lapsed_all_teams(session, limit=limit, now=now)
-        doubted = [await store.move(session, task_id, State.DOUBTFUL, reason="sender died") for task_id in lapsed]
-        for main_account, region, model in sorted({(t["main_account"], t["region"], t["model"]) for t in doubted if t}):
+        await store_resends.mark_unanswered_if_waited(session, [task["id"] for task in lapsed], now=now)
+        for task in lapsed:
+            await _give_up_sender(session, res, task)
+        doubted = {
+            (task["main_account"], task["region"], task["model"])
+            for task in lapsed
+            if task["upstream_call"] == UpstreamCall.ASYNC
+        }
+        for main_account, region, model in sorted(doubted):
             model_key = {"main_account": main_account, "region": region, "model": model}
             await room.pause(session, res, model_key, seconds=LOST_ANSWER_PAUSE_SECONDS)
-    for task_id in lapsed:
-        log.warning("task.rescued", task=str(task_id))
+    for task in lapsed:
+        log.warning("task.rescued", task=str(task["id"]))
+        res.signals.tell(task["id"])
     TASKS_RESCUED.inc(len(lapsed))
     return len(lapsed)
+
+
+async def _give_up_sender(session: Session, res: Resources, task: RowMapping) -> None:
+    if task["upstream_call"] == UpstreamCall.SYNC:
+        await end_unknown(session, res, task["id"], attempt=task["attempt"])
+    else:
+        await store.move(session, task["id"], State.DOUBTFUL, reason="sender died")
+
+
+async def mark_unanswered(res: Resources) -> int:
+    """Mark calls whose waiting process died: the same request gets their task for ten minutes; return how many."""
+    async with transaction(res) as session:
+        return await store_resends.mark_unanswered_all_teams(session, now=res.clock.for_sql())
 
 
 async def end_overdue(res: Resources) -> int:
@@ -64,6 +84,7 @@ async def end_grace(res: Resources) -> int:
     for task in overdue:
         async with transaction(res) as session:
             await finish(session, task["id"], State.SUCCEEDED, attempt=task["attempt"], at=res.clock.now())
+        res.signals.tell(task["id"])
     return len(overdue)
 
 
@@ -88,26 +109,15 @@ async def _end_queued(res: Resources, task_id: UUID, attempt: int) -> None:
             code="Dashgate.QueueTimeout",
             message=QUEUE_TIMEOUT,
         )
+    res.signals.tell(task_id)
 
 
 async def _end_doubtful(res: Resources, task_id: UUID, attempt: int) -> None:
-    """Give up: the task fails honestly, and what it may have cost stands apart from the bill."""
-    at = res.clock.now()
     async with transaction(res) as session:
-        if not await store.lock_if_still_all_teams(session, task_id, State.DOUBTFUL):
-            return  # a receipt came in the last moment: the attempt is the same, and it lives
-        task = await finish(
-            session,
-            task_id,
-            State.FAILED,
-            attempt=attempt,
-            at=at,
-            code="Dashgate.OutcomeUnknown",
-            message=OUTCOME_UNKNOWN,
-        )
-        if task is not None:
-            unit = unit_of(load_catalogue(res.settings.catalogue_file), task["model"])
-            await record_uncertain(session, task, unit=unit, at=at, zone=res.settings.billing_zone)
+        if await store.lock_if_still_all_teams(session, task_id, State.DOUBTFUL):
+            # else a receipt came in the last moment: the attempt is the same, and it lives
+            await end_unknown(session, res, task_id, attempt=attempt)
+    res.signals.tell(task_id)
 
 
 async def _overdue(res: Resources, state: State, *, seconds: float = 0) -> Sequence[RowMapping]:

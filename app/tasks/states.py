@@ -1,6 +1,6 @@
 """The states of a task, the moves between them, and DashScope's word for each. Pure; exactly design.md 3."""
 
-from app.models.tasks import State
+from app.models.tasks import State, UpstreamCall
 
 S = State
 
@@ -66,10 +66,23 @@ def may_reach(there: State) -> list[State]:
     return [here for here, onward in MOVES.items() if there in onward]
 
 
-def upstream_word(state: State) -> str:
-    """Return DashScope's word for a state, as clients see it.
+def upstream_word(state: State, upstream_call: UpstreamCall) -> str:
+    """Return DashScope's word for a state, as clients see it. A sync call on the wire is at work already.
 
-    >>> upstream_word(State.DOUBTFUL), upstream_word(State.DELIVERING), upstream_word(State.EXPIRED)
-    ('PENDING', 'RUNNING', 'FAILED')
+    >>> upstream_word(State.DOUBTFUL, UpstreamCall.ASYNC), upstream_word(State.DELIVERING, UpstreamCall.ASYNC)
+    ('PENDING', 'RUNNING')
+    >>> upstream_word(State.SUBMITTING, UpstreamCall.ASYNC), upstream_word(State.SUBMITTING, UpstreamCall.SYNC)
+    ('PENDING', 'RUNNING')
     """
+    if state is State.SUBMITTING and upstream_call is UpstreamCall.SYNC:
+        return "RUNNING"
     return UPSTREAM_WORDS[state]
+
+
+def shown_as(word: str) -> list[tuple[State, UpstreamCall]]:
+    """Return what is shown as one of DashScope's words, for filters; nothing for a word that no task of ours has.
+
+    >>> (State.SUBMITTING, UpstreamCall.SYNC) in shown_as("RUNNING"), shown_as("SUSPENDED")
+    (True, [])
+    """
+    return [(state, call) for state in State for call in UpstreamCall if upstream_word(state, call) == word]

@@ -10,11 +10,11 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import RowMapping, and_, func, literal, or_, select, text, true, update
+from sqlalchemy import RowMapping, and_, case, func, literal, or_, select, text, true, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.lib import leases
-from app.lib.db import AnySession, Session, Statement, fetch, run
+from app.lib.db import AnySession, Session, Statement, fetch
 from app.models import Asset, Task, TaskBody, TaskEvent, UpstreamOrphan, Work
 from app.models.tasks import State
 from app.tasks.states import may_reach
@@ -23,36 +23,42 @@ _NOW = "coalesce(cast(:now AS timestamptz), now())"
 
 _INSERT = Statement(f"""
     WITH task AS (
-        INSERT INTO tasks (id, team_id, api_key_id, mode, upstream_call, state, attempt, model, path, region,
-                           account_id, main_account, account_key_id, place_id, tag, most, request_id, created_at,
-                           queue_deadline_at, sent_at, call_deadline_at)
-        VALUES (:id, :team_id, :api_key_id, 'async', 'async', :state, :attempt, :model, :path, :region,
-                :account_id, :main_account, :account_key_id,
+        INSERT INTO tasks (id, team_id, api_key_id, mode, upstream_call, state, attempt, model, path, request_hash,
+                           pinned, region, account_id, main_account, account_key_id, place_id, tag, most, request_id,
+                           created_at, queue_deadline_at, sent_at, call_deadline_at, submitted_at, waited_until)
+        VALUES (:id, :team_id, :api_key_id, :mode, :upstream_call, :state, :attempt, :model, :path, :request_hash,
+                :pinned, :region, :account_id, :main_account, :account_key_id,
                 (SELECT place_id FROM destinations WHERE team_id = :team_id), :tag, :most, :request_id, {_NOW},
                 {_NOW} + make_interval(secs => :queue_seconds), cast(:sent_at AS timestamptz),
-                cast(:sent_at AS timestamptz) + make_interval(secs => :call_seconds))
-        RETURNING id, attempt, state, created_at
+                cast(:sent_at AS timestamptz) + make_interval(secs => :call_seconds),
+                CASE WHEN :upstream_call = 'sync' THEN cast(:sent_at AS timestamptz) END,
+                coalesce({_NOW} + make_interval(secs => cast(:waited_seconds AS float8)),
+                         cast(:lease_until AS timestamptz)))
+        RETURNING id, attempt, state, created_at, place_id
     ), body AS (
         INSERT INTO task_bodies (task_id, headers, request)
         SELECT id, cast(cast(:headers AS text) AS jsonb), :request FROM task
     ), event AS (
         INSERT INTO task_events (task_id, attempt, state, at) SELECT id, attempt, state, created_at FROM task
     ), due AS (
-        INSERT INTO work (kind, key, account_id, team_id, due_at, deadline_at, lease_id, lease_until, epoch, attempts)
+        INSERT INTO work (kind, key, account_id, team_id, due_at, deadline_at, priority, lease_id, lease_until, epoch,
+                          attempts)
         VALUES ('submit', :key, :account_id, :team_id, coalesce(cast(:lease_until AS timestamptz), {_NOW}),
-                {_NOW} + make_interval(secs => :queue_seconds), :lease_id, cast(:lease_until AS timestamptz),
-                :attempt, :attempt)
+                {_NOW} + make_interval(secs => :queue_seconds), :priority, :lease_id,
+                cast(:lease_until AS timestamptz), :attempt, :attempt)
     )
-    SELECT 1
+    SELECT place_id FROM task
 """)  # noqa: S608
 
 # The work row is deleted first (lock order: work, tasks): the UPDATE's condition makes it wait for `gone`.
+# A create that waits on a connection is answered with its receipt; a call that runs as a task is waited for further.
 _RECEIPT = Statement(f"""
     WITH gone AS (
         DELETE FROM work WHERE kind = 'submit' AND key = :key AND epoch = :epoch RETURNING 1
     ), task AS (
         UPDATE tasks SET state = 'pending', upstream_task_id = :upstream_task_id,
-               upstream_request_id = :upstream_request_id, submitted_at = {_NOW}
+               upstream_request_id = :upstream_request_id, submitted_at = {_NOW},
+               waited_until = CASE WHEN mode = 'durable' THEN waited_until END
         WHERE id = :id AND attempt = :attempt AND upstream_task_id IS NULL AND state IN ('submitting', 'doubtful')
           AND (SELECT count(*) FROM gone) >= 0
         RETURNING id, attempt, state
@@ -64,7 +70,7 @@ _RECEIPT = Statement(f"""
 """)  # noqa: S608
 
 _CLAIM_QUEUED = text(f"""
-    SELECT work.key, tasks.id
+    SELECT work.key, tasks.id, tasks.account_id, tasks.pinned, tasks.upstream_call, tasks.model
     FROM work JOIN tasks ON tasks.id = cast(work.key AS uuid)
     WHERE work.kind = 'submit' AND work.due_at <= {_NOW} AND tasks.state = 'queued'
       AND tasks.main_account = :main_account AND tasks.region = :region AND tasks.model = :model
@@ -83,18 +89,22 @@ _LEASE_SUBMIT = text("""
 _CLAIM_LAPSED = text(f"""
     WITH lapsed AS (
         SELECT work.kind, work.key FROM work JOIN tasks ON tasks.id = cast(work.key AS uuid)
-        WHERE work.kind = 'submit' AND work.due_at <= {_NOW} AND tasks.state = 'submitting'
+        WHERE work.kind = 'submit' AND work.due_at <= {_NOW}
+          AND (tasks.state = 'submitting' OR tasks.state = 'running' AND tasks.upstream_call = 'sync')
         ORDER BY work.due_at LIMIT :limit
         FOR UPDATE OF work, tasks SKIP LOCKED
+    ), gone AS (
+        DELETE FROM work USING lapsed WHERE work.kind = lapsed.kind AND work.key = lapsed.key
+        RETURNING cast(work.key AS uuid) AS id
     )
-    DELETE FROM work USING lapsed WHERE work.kind = lapsed.kind AND work.key = lapsed.key
-    RETURNING cast(work.key AS uuid) AS id
+    SELECT tasks.* FROM tasks JOIN gone USING (id)
 """)  # noqa: S608
 
 
-async def insert_task(session: AnySession, values: dict[str, Any]) -> None:
-    """Insert a task with its body, its first event and its work, in one statement."""
-    await run(session, _INSERT, values)
+async def insert_task(session: AnySession, values: dict[str, Any]) -> UUID | None:
+    """Insert a task with its body, its first event and its work, in one statement; return its team's present place."""
+    place_id: UUID | None = (await fetch(session, _INSERT, values))[0]["place_id"]
+    return place_id
 
 
 async def record_receipt(session: AnySession, values: dict[str, Any]) -> bool:
@@ -115,8 +125,12 @@ async def has_receipt(session: Session, task_id: UUID, upstream_task_id: str) ->
 async def move(
     session: Session, task_id: UUID, to: State, *, attempt: int | None = None, reason: str | None = None, **values: Any
 ) -> RowMapping | None:
-    """Move a task to a state, if it may go there and is still in that attempt; return its row, or None if not."""
+    """Move a task to a state, if it may go there and is still in that attempt; return its row, or None if not.
+
+    Whoever waits on a connection is answered with the first move, unless its call runs as a task: that wait goes on.
+    """
     same_attempt = Task.attempt == attempt if attempt is not None else true()
+    values.setdefault("waited_until", case((Task.mode == "durable", Task.waited_until)))
     statement = (
         update(Task)
         .where(Task.id == task_id, same_attempt, Task.state.in_(may_reach(to)))
@@ -149,6 +163,10 @@ class Claim:
 
     key: str
     task_id: UUID
+    account_id: UUID
+    pinned: bool  # to that account
+    upstream_call: str
+    model: str
 
 
 async def claim_queued_all_teams(
@@ -156,7 +174,36 @@ async def claim_queued_all_teams(
 ) -> list[Claim]:
     """Lock up to `limit` due queued tasks of one model, with their work, until the transaction ends."""
     rows = await session.execute(_CLAIM_QUEUED, {**model_key, "limit": limit, "now": now})
-    return [Claim(row.key, row.id) for row in rows]
+    return [Claim(row.key, row.id, row.account_id, row.pinned, row.upstream_call, row.model) for row in rows]
+
+
+_CLAIM_HOMELESS = text("""
+    SELECT work.key, tasks.id, tasks.path, tasks.mode, tasks.upstream_call, teams.regions, teams.default_region
+    FROM work JOIN tasks ON tasks.id = cast(work.key AS uuid) JOIN teams ON teams.id = tasks.team_id
+    WHERE work.kind = 'submit' AND tasks.state = 'queued' AND NOT tasks.pinned
+      AND tasks.main_account = :main_account AND tasks.region = :region AND tasks.model = :model
+    ORDER BY work.priority DESC, tasks.created_at
+    LIMIT :limit
+    FOR UPDATE OF work, tasks SKIP LOCKED
+""")
+
+_REHOME = text("""
+    WITH moved AS (
+        UPDATE work SET account_id = :account_id WHERE kind = 'submit' AND key = :key RETURNING 1
+    )
+    UPDATE tasks SET account_id = :account_id, main_account = :main_account, region = :region, path = :path
+    WHERE id = cast(:key AS uuid) AND state = 'queued' AND (SELECT count(*) FROM moved) >= 0
+""")
+
+
+async def claim_homeless_all_teams(session: Session, model_key: dict[str, str], *, limit: int) -> Sequence[RowMapping]:
+    """Lock queued tasks of a model whose accounts take no calls, with what decides where else they may go."""
+    return (await session.execute(_CLAIM_HOMELESS, {**model_key, "limit": limit})).mappings().all()
+
+
+async def rehome(session: Session, values: dict[str, Any]) -> None:
+    """Give a locked queued task to another account."""
+    await session.execute(_REHOME, values)
 
 
 async def lease_submit(session: Session, key: str, *, lease_id: UUID, until: datetime) -> int:
@@ -181,9 +228,9 @@ async def mark_submitting(session: Session, task_id: UUID, **values: Any) -> Row
     return row
 
 
-async def claim_lapsed_all_teams(session: Session, *, limit: int, now: datetime | None) -> list[UUID]:
-    """Take away the work of tasks whose sender died between the mark and the record; return the task ids."""
-    return [row.id for row in await session.execute(_CLAIM_LAPSED, {"limit": limit, "now": now})]
+async def claim_lapsed_all_teams(session: Session, *, limit: int, now: datetime | None) -> Sequence[RowMapping]:
+    """Take away the work of tasks whose sender died between the mark and the record; return the tasks, locked."""
+    return (await session.execute(_CLAIM_LAPSED, {"limit": limit, "now": now})).mappings().all()
 
 
 async def insert_orphan(session: Session, values: dict[str, Any]) -> None:
@@ -203,7 +250,7 @@ async def read_polled_all_teams(session: Session, main_account: str, region: str
     """Read the open tasks of one main account and region, as its owner sees them."""
     columns = (
         *(Task.id, Task.attempt, Task.state, Task.team_id, Task.account_id),
-        *(Task.upstream_task_id, Task.submitted_at, Task.place_id),
+        *(Task.upstream_task_id, Task.submitted_at, Task.place_id, Task.cancel_requested_at),
     )
     rows = await session.execute(
         select(*columns)
@@ -212,6 +259,21 @@ async def read_polled_all_teams(session: Session, main_account: str, region: str
         .order_by(Task.submitted_at)
     )
     return rows.mappings().all()
+
+
+async def request_cancel(session: Session, team_id: UUID, task_id: UUID, *, at: datetime) -> bool:
+    """Write down that a team wants a task cancelled upstream; False: it does not wait there, or not any more."""
+    done = await session.execute(
+        update(Task)
+        .where(Task.id == task_id, Task.team_id == team_id, Task.mode != "relay", Task.state == "pending")
+        .values(cancel_requested_at=func.coalesce(Task.cancel_requested_at, at))
+    )
+    return bool(done.rowcount)
+
+
+async def clear_cancel_all_teams(session: Session, task_id: UUID) -> None:
+    """Forget the wish to cancel a task: the upstream refused it, and the task goes on."""
+    await session.execute(update(Task).where(Task.id == task_id).values(cancel_requested_at=None))
 
 
 async def read_overdue_all_teams(
@@ -229,6 +291,18 @@ async def read_overdue_all_teams(
         select(Task.id, Task.attempt).where(Task.state == str(state), overdue).order_by(Task.id).limit(limit)
     )
     return rows.mappings().all()
+
+
+async def note_usage(session: Session, task_id: UUID, *, attempt: int, seen: dict[str, Any]) -> None:
+    """Keep what a stream says it has used so far."""
+    await session.execute(update(Task).where(Task.id == task_id, Task.attempt == attempt).values(seen_usage=seen))
+
+
+async def read_streamed(session: Session, task_id: UUID) -> list[dict[str, Any]]:
+    """Read the files that a stream had announced when its process died."""
+    columns = (Asset.id, Asset.json_path, Asset.source_expires_at)
+    rows = await session.execute(select(*columns).where(Asset.task_id == task_id).order_by(Asset.position))
+    return [dict(row) for row in rows.mappings()]
 
 
 async def insert_assets(session: Session, assets: list[dict[str, Any]]) -> None:

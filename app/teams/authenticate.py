@@ -17,13 +17,17 @@ HEADER_MAX_CHARS = 200
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A team, by one of its API keys. `regions` begins with the team's default."""
+    """A team, by one of its API keys, with what the team chose. `regions` begins with the team's default."""
 
     team_id: UUID
     team: str
     api_key_id: str
     regions: tuple[str, ...]
     model_patterns: tuple[tuple[str, ...], ...]  # the team's and the key's: a model must match in both
+    durable: bool  # sync calls run as tasks where possible, unless the call says otherwise
+    hold: bool  # new async work is queued, not refused, while every allowed account is at fault
+    allow_unlisted_models: bool  # models that the catalogue does not know are called all the same
+    rps: float | None  # creates and sync calls a second; None: no limit of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,5 +91,9 @@ async def _load(res: Resources, key_id: str) -> _KnownKey | None:
             api_key_id=row["id"],
             regions=(row["default_region"], *others),
             model_patterns=(tuple(row["team_models"]), tuple(row["key_models"])),
+            durable=row["durable"],
+            hold=row["hold"],
+            allow_unlisted_models=row["allow_unlisted_models"],
+            rps=float(row["rps"]) if row["rps"] is not None else None,
         ),
     )

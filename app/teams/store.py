@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import RowMapping, func, select, update
+from sqlalchemy import RowMapping, Select, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.lib.db import Session
@@ -19,19 +19,20 @@ async def insert_team(session: Session, values: dict[str, Any]) -> bool:
 
 async def read_teams_all_teams(session: Session) -> Sequence[RowMapping]:
     """Read all teams, each with whether it has a destination."""
-    has_destination = Destination.team_id.isnot(None).label("has_destination")
-    rows = await session.execute(
-        select(*Team.__table__.c, has_destination)
-        .outerjoin(Destination, Destination.team_id == Team.id)
-        .order_by(Team.slug)
-    )
-    return rows.mappings().all()
+    teams: Sequence[RowMapping] = (await session.execute(_teams().order_by(Team.slug))).mappings().all()
+    return teams
 
 
 async def find_team(session: Session, *, slug: str) -> RowMapping | None:
     """Read a team by its slug."""
-    rows = await session.execute(select(*Team.__table__.c).where(Team.slug == slug))
-    return rows.mappings().one_or_none()
+    rows = await session.execute(_teams().where(Team.slug == slug))
+    team: RowMapping | None = rows.mappings().one_or_none()
+    return team
+
+
+async def update_team(session: Session, team_id: UUID, values: dict[str, Any]) -> None:
+    """Change what a team chose."""
+    await session.execute(update(Team).where(Team.id == team_id).values(values))
 
 
 async def insert_api_key(session: Session, values: dict[str, Any]) -> None:
@@ -60,6 +61,10 @@ async def find_api_key_all_teams(session: Session, key_id: str) -> RowMapping | 
             Team.regions,
             Team.default_region,
             Team.models.label("team_models"),
+            Team.durable,
+            Team.hold,
+            Team.allow_unlisted_models,
+            Team.rps,
         )
         .join(Team, Team.id == ApiKey.team_id)
         .where(ApiKey.id == key_id)
@@ -73,3 +78,8 @@ async def revoke_api_key_all_teams(session: Session, key_id: str) -> bool:
         update(ApiKey).where(ApiKey.id == key_id).values(revoked_at=func.coalesce(ApiKey.revoked_at, func.now()))
     )
     return done.rowcount == 1
+
+
+def _teams() -> Select[Any]:
+    has_destination = Destination.team_id.isnot(None).label("has_destination")
+    return select(*Team.__table__.c, has_destination).outerjoin(Destination, Destination.team_id == Team.id)

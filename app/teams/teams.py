@@ -1,8 +1,10 @@
-"""Teams and their API keys as the operator's commands see them: create, list, issue, revoke."""
+"""Teams and their API keys as the operator's commands see them: create, change, list, issue, revoke."""
 
 import re
 from collections.abc import Sequence
 from datetime import timedelta
+from decimal import Decimal
+from typing import TypedDict
 from uuid import UUID
 
 from sqlalchemy import RowMapping
@@ -16,7 +18,19 @@ from app.teams.authenticate import MAC_PURPOSE
 from app.teams.keys import new_key
 
 MOST_KEY_DAYS = 3650
+LEAST_RPS, MOST_RPS = Decimal("0.001"), 100_000
 SLUG_FORM = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")  # as the table's own check
+
+
+class TeamChange(TypedDict, total=False):
+    """What `team set` was told; what is absent stays. `rps` None: no limit. `regions`: the preferred one first."""
+
+    durable: bool
+    hold: bool
+    allow_unlisted_models: bool
+    rps: Decimal | None
+    regions: Sequence[str]
+    models: Sequence[str]
 
 
 async def create_team(res: Resources, slug: str, *, regions: Sequence[str]) -> UUID:
@@ -33,6 +47,27 @@ async def create_team(res: Resources, slug: str, *, regions: Sequence[str]) -> U
         if not await store.insert_team(session, values):
             raise CommandRefused(f"There is already a team named {slug}.")
     return team_id
+
+
+async def change_team(res: Resources, slug: str, change: TeamChange) -> RowMapping:
+    """Change what a team chose and return its row; every process obeys within five seconds.
+
+    Raises:
+        CommandRefused: no such team, nothing to change, or a rate out of bounds.
+    """
+    if not change:
+        raise CommandRefused("Say what to change.")
+    rps = change.get("rps")
+    if rps is not None and not LEAST_RPS <= rps <= MOST_RPS:
+        raise CommandRefused(f"A rate is {LEAST_RPS} to {MOST_RPS} a second.")
+    values = {**change}
+    if "regions" in change:
+        values |= {"regions": list(dict.fromkeys(change["regions"])), "default_region": change["regions"][0]}
+    team = await get_team(res, slug)
+    async with transaction(res) as session:
+        await store.update_team(session, team["id"], values)
+    res.api_keys.clear()
+    return await get_team(res, slug)
 
 
 async def get_team(res: Resources, slug: str) -> RowMapping:

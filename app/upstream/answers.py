@@ -1,6 +1,6 @@
 """What the upstream may answer, as values. The steps are one `match` over these."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from app.upstream.faults import Fault
@@ -77,3 +77,34 @@ class Gone:
 
 
 Look = Pending | Running | Succeeded | Failed | Canceled | Gone
+
+
+@dataclass(frozen=True, slots=True)
+class UploadPolicy:
+    """A place for input files, as the upstream opened it (dashscope-api.md 7.1). Its repr shows no credential."""
+
+    upload_host: str
+    upload_dir: str
+    oss_access_key_id: str = field(repr=False)
+    policy: str = field(repr=False)
+    signature: str = field(repr=False)
+    x_oss_object_acl: str
+    x_oss_forbid_overwrite: str
+    expire_in_seconds: int
+    max_file_size_mb: int
+    capacity_limit_mb: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelHeard:
+    """The upstream took a cancel. Not an ending: only a look says what became of the task."""
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRefused:
+    """The upstream does not cancel the task: it does not wait there any more."""
+
+    code: str
+
+
+Cancel = CancelHeard | CancelRefused

@@ -1,4 +1,4 @@
-"""One account of the upstream, as calls: create, look, list. Each returns a value of `answers` or raises.
+"""One account of the upstream, as calls: create, look, cancel, list. Each returns a value of `answers` or raises.
 
 Owns the wire: headers, time limits, size caps, and what counts as "nothing was sent". Decides nothing about a task.
 """
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import httpx
 
@@ -19,10 +20,17 @@ from app.upstream.faults import Fault, fault_of
 
 ANSWER_MAX_BYTES = 1024 * 1024
 TASK_CALL_SECONDS = 5.0
+POLICY_CALL_SECONDS = 10.0
 UPSTREAM_ID_MAX_CHARS = 200
 BROKEN_THERE = frozenset(
     {"APIConnectionError", "ClientDisconnect"}
 )  # a 400 that tells of a lost call, not of a bad one
+# What an upload policy has to say (dashscope-api.md 7.1).
+POLICY_TEXTS = (
+    *("upload_host", "upload_dir", "oss_access_key_id", "policy", "signature"),
+    *("x_oss_object_acl", "x_oss_forbid_overwrite"),
+)
+POLICY_NUMBERS = ("expire_in_seconds", "max_file_size_mb", "capacity_limit_mb")
 # Headers of a request that the upstream acts on (dashscope-api.md 1.4); nothing else of a team's request travels.
 FORWARDED_HEADERS = ("x-dashscope-ossresourceresolve", "x-dashscope-datainspection")
 
@@ -42,12 +50,18 @@ class Upstream:
     """An account's base URL and key, on the one way out. Its repr shows no key."""
 
     client: httpx.AsyncClient
+    long_client: httpx.AsyncClient  # for calls that last minutes: apart, so that they keep nobody else from connecting
     base_url: str
     workspace: str | None
     key: str
 
     def __repr__(self) -> str:
         return f"Upstream({self.base_url})"
+
+    def own_headers(self) -> dict[str, str]:
+        """Return the headers that are the account's to say, never a team's."""
+        own = {"Authorization": f"Bearer {self.key}", "Accept-Encoding": "identity"}
+        return {**own, "X-DashScope-WorkSpace": self.workspace} if self.workspace else own
 
     async def create_task(
         self, path: str, body: bytes, *, headers: Mapping[str, str], timeout_seconds: float
@@ -82,6 +96,20 @@ class Upstream:
             raise CouldNotFindOut("no output")
         return _look(reply, output)
 
+    async def cancel_task(self, upstream_task_id: str) -> answers.Cancel:
+        """Ask for a task to be cancelled (dashscope-api.md 3.3); the upstream does that only while it is PENDING.
+
+        Raises:
+            CouldNotFindOut: as `look`; whether it was heard is unknown.
+        """
+        reply = await self._ask_anything("POST", f"/tasks/{upstream_task_id}/cancel")
+        code = text_of(reply.fields, "code")
+        is_verdict = 400 <= reply.status < 500 and code and code not in BROKEN_THERE
+        if is_verdict and fault_of(reply.status, code, text_of(reply.fields, "message")) is Fault.CALLER:
+            return answers.CancelRefused(code)
+        _answered(reply)
+        return answers.CancelHeard()
+
     async def list_tasks(self, *, page_size: int = 10) -> dict[str, Any]:
         """Read a page of the account's task list: also the cheapest proof that region and key belong together.
 
@@ -90,23 +118,36 @@ class Upstream:
         """
         return (await self._ask(f"/tasks?page_no=1&page_size={page_size}")).fields
 
+    async def get_upload_policy(self, model: str) -> answers.UploadPolicy | answers.Refused:
+        """Ask for a place to put input files for a model (dashscope-api.md 7.1).
+
+        Raises:
+            CouldNotFindOut: unreachable, or no answer that says yes or no.
+        """
+        target = f"/uploads?action=getPolicy&model={quote(model, safe='')}"
+        try:
+            reply = await self._call("GET", target, timeout_seconds=POLICY_CALL_SECONDS)
+            if reply.status in (404, 405) and not text_of(reply.fields, "code"):
+                return answers.Refused(reply.status, "", "", "", reply.body, Fault.CALLER)  # it has no such call
+            if 400 <= reply.status < 500:
+                return refusal(reply, text_of(reply.fields, "request_id"))
+        except (guard.Refused, httpx.TransportError, TimeoutError, AnswerLost) as error:
+            raise CouldNotFindOut(type(error).__name__) from error
+        policy = _upload_policy(reply.fields.get("data")) if reply.status == 200 else None
+        if policy is None:
+            raise CouldNotFindOut(f"{reply.status} without a policy")
+        return policy
+
     async def _ask(self, target: str) -> Reply:
         """GET something under the base; only a whole JSON answer with 200 is an answer."""
+        return _answered(await self._ask_anything("GET", target))
+
+    async def _ask_anything(self, method: str, target: str) -> Reply:
+        """Make a task call, and take whatever comes back."""
         try:
-            reply = await self._call("GET", target, timeout_seconds=TASK_CALL_SECONDS)
+            return await self._call(method, target, timeout_seconds=TASK_CALL_SECONDS)
         except (guard.Refused, httpx.TransportError, TimeoutError) as error:
             raise CouldNotFindOut(type(error).__name__) from error
-        if reply.status != 200:
-            code = _text(reply.fields, "code")
-            fault = fault_of(reply.status, code, _text(reply.fields, "message"))
-            raise CouldNotFindOut(
-                f"{reply.status} {code}".strip(),
-                throttled=fault is Fault.LOAD,
-                account_at_fault=fault is Fault.ACCOUNT,
-            )
-        if not reply.fields:
-            raise CouldNotFindOut("not a JSON object")
-        return reply
 
     async def _call(
         self,
@@ -117,36 +158,52 @@ class Upstream:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
-        own = {"Authorization": f"Bearer {self.key}", "Accept": "application/json", "Accept-Encoding": "identity"}
-        if self.workspace:
-            own["X-DashScope-WorkSpace"] = self.workspace
+        sent = {**(headers or {}), **self.own_headers()}
         async with (
             asyncio.timeout(timeout_seconds),
-            self.client.stream(
-                method, _parsed(self.base_url + target), content=body, headers={**(headers or {}), **own}
-            ) as response,
+            self.client.stream(method, parsed_url(self.base_url + target), content=body, headers=sent) as response,
         ):
             read = bytearray()
             async for chunk in response.aiter_raw():
                 read += chunk
                 if len(read) > ANSWER_MAX_BYTES:
                     raise httpx.RemoteProtocolError("the answer is too long")
-            return Reply(response.status_code, bytes(read), _fields(bytes(read)), _retry_after(response.headers))
+            return reply_from(response, bytes(read))
+
+
+def reply_from(response: httpx.Response, body: bytes) -> Reply:
+    """Return an answer whose body was read."""
+    return Reply(response.status_code, body, _fields(body), _retry_after(response.headers))
+
+
+def _answered(reply: Reply) -> Reply:
+    """Return an answer to a question about tasks; anything but JSON with 200 is none."""
+    if reply.status != 200:
+        code = text_of(reply.fields, "code")
+        fault = fault_of(reply.status, code, text_of(reply.fields, "message"))
+        raise CouldNotFindOut(
+            f"{reply.status} {code}".strip(),
+            throttled=fault is Fault.LOAD,
+            account_at_fault=fault is Fault.ACCOUNT,
+        )
+    if not reply.fields:
+        raise CouldNotFindOut("not a JSON object")
+    return reply
 
 
 @lru_cache(maxsize=256)
-def _parsed(url: str) -> httpx.URL:
+def parsed_url(url: str) -> httpx.URL:
     """Parse an address once: creates go to few, and httpx takes 100 us for it."""
     return httpx.URL(url)
 
 
 def _receipt(reply: Reply) -> answers.Accepted | answers.Refused:
     """Classify a create's answer (failure-model.md 2.3)."""
-    request_id = _text(reply.fields, "request_id")
+    request_id = text_of(reply.fields, "request_id")
     if reply.status >= 500:
-        raise AnswerLost(f"{reply.status} {_text(reply.fields, 'code')}".strip(), request_id=request_id or None)
+        raise AnswerLost(f"{reply.status} {text_of(reply.fields, 'code')}".strip(), request_id=request_id or None)
     if reply.status >= 400 or (reply.status == 200 and reply.fields.get("code") and "output" not in reply.fields):
-        return _refusal(reply, request_id)
+        return refusal(reply, request_id)
     output = reply.fields.get("output")
     task_id = output.get("task_id") if isinstance(output, dict) else None
     if reply.status != 200 or not _is_upstream_id(task_id):
@@ -154,8 +211,13 @@ def _receipt(reply: Reply) -> answers.Accepted | answers.Refused:
     return answers.Accepted(str(task_id), request_id)
 
 
-def _refusal(reply: Reply, request_id: str) -> answers.Refused:
-    code, message = _text(reply.fields, "code"), _text(reply.fields, "message")
+def refusal(reply: Reply, request_id: str) -> answers.Refused:
+    """Read a refusal: certain that nothing was taken.
+
+    Raises:
+        AnswerLost: it is not the upstream's own verdict.
+    """
+    code, message = text_of(reply.fields, "code"), text_of(reply.fields, "message")
     if code in BROKEN_THERE or (not code and reply.status != 429):
         _no_verdict(reply, code=code, request_id=request_id)
     return answers.Refused(
@@ -175,7 +237,7 @@ def _no_verdict(reply: Reply, *, code: str, request_id: str) -> NoReturn:
 
 
 def _look(reply: Reply, output: dict[str, Any]) -> answers.Look:
-    request_id, word = _text(reply.fields, "request_id"), output.get("task_status")
+    request_id, word = text_of(reply.fields, "request_id"), output.get("task_status")
     match word:
         case "RUNNING":
             return answers.Running(request_id)
@@ -183,8 +245,8 @@ def _look(reply: Reply, output: dict[str, Any]) -> answers.Look:
             return answers.Succeeded(request_id, reply.fields, reply.body)
         case "FAILED":
             # The code stands in `output`; one page of the documentation prints it beside (dashscope-api.md 2.8).
-            code = _text(output, "code") or _text(reply.fields, "code") or "InternalError"
-            message = _text(output, "message") or _text(reply.fields, "message")
+            code = text_of(output, "code") or text_of(reply.fields, "code") or "InternalError"
+            message = text_of(output, "message") or text_of(reply.fields, "message")
             return answers.Failed(request_id, code, message, reply.body)
         case "CANCELED":
             return answers.Canceled(request_id, reply.body)
@@ -195,6 +257,17 @@ def _look(reply: Reply, output: dict[str, Any]) -> answers.Look:
     raise CouldNotFindOut("no task_status")
 
 
+def _upload_policy(data: Any) -> answers.UploadPolicy | None:
+    """Read an upload policy; None when it is not whole. What it has beside the documented fields is not looked at."""
+    if not isinstance(data, dict):
+        return None
+    read: dict[str, Any] = {name: text_of(data, name) for name in POLICY_TEXTS}
+    read |= {name: data.get(name) for name in POLICY_NUMBERS}
+    if not all(read.values()) or not all(type(read[name]) is int and read[name] > 0 for name in POLICY_NUMBERS):
+        return None
+    return answers.UploadPolicy(**read)
+
+
 def _fields(body: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(body)
@@ -203,9 +276,9 @@ def _fields(body: bytes) -> dict[str, Any]:
     return parsed if isinstance(parsed, dict) else {}
 
 
-def _text(fields: Mapping[str, Any], name: str) -> str:
-    value = fields.get(name)
+def text_of(fields: Mapping[str, Any], name: str) -> str:
     """Return a text that a row can hold: without NUL or half of a surrogate pair."""
+    value = fields.get(name)
     return value.replace("\x00", "").encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 

@@ -19,7 +19,7 @@ import pytest_asyncio
 from app.delivery.destinations import NewDestination, set_destination
 from app.embedded.__main__ import clean
 from app.resources import Resources, open_resources
-from app.routing.accounts import NewAccount, add_account
+from app.routing.accounts import NewAccount, add_account, get_account_by_name
 from app.simulator import BEIJING, SINGAPORE, Simulator
 from app.teams.teams import create_team
 from tests.databases import Databases, run_sql
@@ -193,7 +193,10 @@ async def test_an_operator_sets_up_a_team_and_no_secret_is_printed_twice(
         *(dashgate(*words, "--json") for words in [("account", "list"), ("team", "list"), ("key", "list", "alpha")])
     )
     accounts, teams, keys = (done.document for done in listed)
-    assert [account["name"] for account in accounts["accounts"]] == ["main"]
+    shown = [
+        (row["name"], row["weight"], row["serving"], row["keys"], row["keys_usable"]) for row in accounts["accounts"]
+    ]
+    assert shown == [("main", 1, "active", 1, 1)]
     assert [(row["slug"], row["has_destination"]) for row in teams["teams"]] == [("alpha", True)]
     assert teams["warnings"] == []
     assert [(row["id"], row["models"]) for row in keys["keys"]] == [(issued.document["id"], ["wan*"])]
@@ -206,6 +209,85 @@ async def test_an_operator_sets_up_a_team_and_no_secret_is_printed_twice(
     assert all(still_sim.key(BEIJING) not in done.out + done.err for done in [issued, *others])
 
 
+async def test_an_operator_replaces_an_upstream_key_and_holds_an_account_back(
+    dashgate: Dashgate, res: Resources, tmp_path: Path
+) -> None:
+    old, new = "sk-0123456789abcdef-old", "sk-fedcba9876543210-new"
+    await add_account(res, NewAccount("main", BEIJING, "https://dashscope.aliyuncs.com/api/v1", old))
+    key_file = tmp_path / "upstream.key"
+    key_file.write_text(new)
+    (old_id,) = [key.id for key in (await get_account_by_name(res, "main")).keys]
+
+    early = await dashgate("account", "key", "retire", "main", str(old_id), "--json")
+    assert early.error["message"].startswith("The account main would have no usable key left")
+    added = await dashgate("account", "key", "add", "main", "--api-key-file", str(key_file), "--json")
+    retired = await dashgate("account", "key", "retire", "main", str(old_id), "--json")
+    assert retired.document == {"account": "main", "id": str(old_id), "retired": True}
+    listed, drawn = await asyncio.gather(
+        dashgate("account", "key", "list", "main", "--json"), dashgate("account", "key", "list", "main")
+    )
+    keys = listed.document["keys"]
+    assert [(key["id"], key["begins"], key["usable"]) for key in keys] == [
+        (added.document["id"], "sk-fe…", True),
+        (str(old_id), "sk-01…", False),
+    ]
+    assert "sk-fe…" in drawn.out
+
+    changed = await dashgate("account", "set", "main", "--weight", "3", "--file-host", "files.example:443", "--json")
+    assert (changed.document["weight"], changed.document["file_hosts"]) == (3, ["files.example:443"])
+    paused = await dashgate("account", "pause", "main", "--reason", "a leak", "--json")
+    assert paused.document["serving"] == "paused"
+    (row,) = (await dashgate("account", "list", "--json")).document["accounts"]
+    assert (row["serving"], row["paused_reason"], row["weight"], row["keys"]) == ("paused", "a leak", 3, 1)
+    draining = await dashgate("account", "drain", "main", "--json")
+    resumed = await dashgate("account", "resume", "main", "--json")
+    assert (draining.document["serving"], resumed.document["serving"]) == ("draining", "active")
+    everything = "".join(done.out + done.err for done in (early, added, retired, listed, drawn, changed, paused))
+    assert old not in everything
+    assert new not in everything
+
+
+async def test_an_account_is_added_at_its_regions_own_address(dashgate: Dashgate) -> None:
+    key = ("--api-key", "sk-1", "--json")
+    shared, dedicated, needs_workspace, unknown, invented = await asyncio.gather(
+        dashgate("account", "add", "a", "--region", SINGAPORE, *key),
+        dashgate("account", "add", "b", "--region", "eu-central-1", "--workspace", "ws-1a2b", *key),
+        dashgate("account", "add", "c", "--region", "eu-central-1", *key),
+        dashgate("account", "add", "d", "--region", "atlantis", *key),
+        dashgate("account", "add", "e", "--region", "atlantis", "--base-url", "http://127.0.0.1:1/api/v1", *key),
+    )
+    assert shared.document["base_url"] == "https://dashscope-intl.aliyuncs.com/api/v1"
+    assert dedicated.document["base_url"] == "https://ws-1a2b.eu-central-1.maas.aliyuncs.com/api/v1"
+    assert shared.document["warnings"] == dedicated.document["warnings"] == []
+    assert "--workspace" in needs_workspace.error["message"]
+    assert unknown.error["message"].endswith("give --base-url.")
+    assert invented.document["warnings"][0].startswith("atlantis is no region of Alibaba's")
+
+
+async def test_an_operator_sets_what_a_team_chose(dashgate: Dashgate, res: Resources) -> None:
+    await create_team(res, "alpha", regions=[BEIJING])
+    chosen = ("--durable", "off", "--hold", "on", "--allow-unlisted", "on", "--rps", "2.5", "--model", "wan*")
+    before = await dashgate("team", "show", "alpha", "--json")
+    after = await dashgate("team", "set", "alpha", *chosen, "--region", SINGAPORE, "--region", BEIJING, "--json")
+    drawn = await dashgate("team", "show", "alpha")
+    names = ("durable", "hold", "allow_unlisted_models", "rps", "models", "regions", "default_region")
+    assert [before.document[name] for name in names] == [True, False, False, None, ["*"], [BEIJING], BEIJING]
+    assert [after.document[name] for name in names] == [
+        *(False, True, True, 2.5, ["wan*"]),
+        *([SINGAPORE, BEIJING], SINGAPORE),
+    ]
+    assert drawn.code == 0
+    assert "2.5" in drawn.out
+    lifted, nothing, nonsense = await asyncio.gather(
+        dashgate("team", "set", "alpha", "--rps", "none", "--json"),
+        dashgate("team", "set", "alpha", "--json"),
+        dashgate("team", "set", "alpha", "--rps", "NaN", "--json"),
+    )
+    assert (lifted.document["rps"], lifted.document["hold"]) == (None, True)
+    assert nothing.error["message"] == "Say what to change."
+    assert nonsense.error["message"] == "--rps takes a number, or none."
+
+
 async def test_a_command_that_is_refused_says_why(dashgate: Dashgate, res: Resources) -> None:
     await create_team(res, "alpha", regions=[BEIJING])
     where = ("--region", BEIJING, "--base-url", "https://dashscope.aliyuncs.com/api/v1")
@@ -213,6 +295,8 @@ async def test_a_command_that_is_refused_says_why(dashgate: Dashgate, res: Resou
         dashgate("team", "create", "ünicode", "--json"),
         dashgate("account", "add", "main", *where, "--json"),
         dashgate("account", "add", "main", *where, "--api-key", "sk-sp-hunter2", "--json"),
+        dashgate("account", "key", "add", "main", "--api-key", "sk-sp-hunter2", "--json"),
+        dashgate("account", "key", "retire", "main", "not-an-id", "--json"),
         dashgate("destination", "set", "alpha", "--url", "file:///proc/nothing", "--json"),
         dashgate("task", "show", "not-an-id", "--json"),
     )
@@ -220,6 +304,8 @@ async def test_a_command_that_is_refused_says_why(dashgate: Dashgate, res: Resou
         "A team's slug has",
         "Give --api-key or --api-key-file",
         "A subscription key",
+        "A subscription key",
+        "The account main has no key not-an-id.",
         "The destination does not work: PUT failed",
         "There is no task not-an-id.",
     ]
@@ -252,12 +338,14 @@ async def test_doctor_proves_each_line_by_a_call(
         "account good": "ok",
         "account mixed-up": "failed",
         "account gone": "failed",
+        "main accounts": "warning",  # good and gone share a region: that they are two cannot be told
         "destination of alpha": "ok",
         "destination of gamma": "warning",
     }
-    assert found["account mixed-up"]["text"].endswith("the key is wrong, or belongs to another region")
+    assert found["account mixed-up"]["text"].endswith("this key answers in cn-beijing: wrong region")
     lists = still_sim.truth.journal.read(operation="list", since=0)
-    assert len(lists) == 2  # of the two accounts whose upstream is there: a line without a call proves nothing
+    # One of each account whose upstream is there, and the one that found the key's region: a line proves something.
+    assert len(lists) == 3
 
 
 async def test_doctor_is_content_with_an_installation_that_is_only_new(dashgate: Dashgate) -> None:
@@ -307,6 +395,36 @@ async def test_a_task_is_shown_with_its_whole_life_but_without_prompt_and_upstre
     everything = "".join(done.out + done.err for done in (shown, drawn, warned, listed))
     assert "secret prompt" not in everything
     assert world.sim.file_host not in everything
+
+
+async def test_an_operator_cancels_what_waits_whosever_it_is_and_is_told_what_happened(world: World) -> None:
+    running = await world.create(team="beta")
+    world.sim.set_limits(running_tasks=0)
+    world.sim.fail_next("create", "429")
+    waiting = await world.create()
+    usual = {"DASHGATE_DATABASE_URL": world.database_url, "DASHGATE_SECRET_KEY": SECRET_KEY}
+    await world.rows("UPDATE tasks SET state = 'running' WHERE id = $1::uuid", running)
+
+    cancelled, refused, drawn, unknown = await asyncio.gather(
+        run("task", "cancel", waiting, "--json", **usual),
+        run("task", "cancel", running, "--json", **usual),
+        run("task", "cancel", running, **usual),
+        run("task", "cancel", "0385dc79-5ff8-4d82-bcb6-000000000000", "--json", **usual),
+    )
+
+    assert cancelled.code == 0
+    assert cancelled.document == {
+        "task": waiting,
+        "team": "alpha",
+        "result": "canceled",
+        "state_before": "queued",
+        "state": "canceled",
+    }
+    assert await world.status(waiting) == "CANCELED"
+    assert (refused.code, refused.document["result"], refused.document["state"]) == (1, "refused", "running")
+    assert drawn.code == 1
+    assert "Not cancelled" in drawn.out
+    assert "There is no task" in unknown.error["message"]
 
 
 async def test_serve_says_where_it_serves_and_a_second_one_there_is_a_clean_error(

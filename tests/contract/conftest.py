@@ -36,6 +36,12 @@ class UpstreamCaller:
         headers = {**self.headers, "X-DashScope-Async": "enable"}
         return await self.http.post(f"{self.base_url}{CREATE_PATH}", **{"json": body, "headers": headers, **changes})
 
+    async def call(self, service: str, body: Any, **headers: str) -> httpx.Response:
+        """Call any service path, synchronously unless the headers say otherwise."""
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        url = f"{self.base_url}/services/{service}"
+        return await self.http.post(url, json=body, headers={**self.headers, **names})
+
     async def create(self, prompt: str = "a paper boat", **parameters: Any) -> str:
         """Create a task that must be accepted; return its id."""
         answer = await self.post(self.order(prompt, **parameters))
@@ -44,6 +50,9 @@ class UpstreamCaller:
 
     async def query(self, task_id: str) -> httpx.Response:
         return await self.http.get(f"{self.base_url}/tasks/{task_id}", headers=self.headers)
+
+    async def cancel(self, task_id: str) -> httpx.Response:
+        return await self.http.post(f"{self.base_url}/tasks/{task_id}/cancel", headers=self.headers)
 
     async def output(self, task_id: str) -> dict[str, Any]:
         answer = await self.query(task_id)

@@ -66,9 +66,9 @@ async def test_a_bad_parameter_makes_no_task(sim: Simulator, upstream: UpstreamC
     assert sim.truth.tasks == ()
 
 
-async def test_unknown_paths_and_cancels_are_not_found(upstream: UpstreamCaller, http: httpx.AsyncClient) -> None:
+async def test_unknown_paths_are_not_found(upstream: UpstreamCaller, http: httpx.AsyncClient) -> None:
     task_id = await upstream.create()
-    for method, path in (("POST", f"/tasks/{task_id}/cancel"), ("DELETE", f"/tasks/{task_id}"), ("GET", "/uploads")):
+    for method, path in (("GET", f"/tasks/{task_id}/cancel"), ("DELETE", f"/tasks/{task_id}"), ("GET", "/files")):
         answer = await http.request(method, upstream.base_url + path, headers=upstream.headers)
         assert refusal(answer)[:2] == (404, "NotFound")
 

@@ -59,7 +59,13 @@ async def test_limits_and_faults_can_be_set_and_faults_cleared(
     control: Control, upstream: UpstreamCaller, http: httpx.AsyncClient
 ) -> None:
     state = await control.post("limits", running_tasks=1)
-    assert state["limits"] == {"task_calls_per_second": 20, "creates_per_second": 5, "running_tasks": 1}
+    assert state["limits"] == {
+        "task_calls_per_second": 20,
+        "creates_per_second": 5,
+        "running_tasks": 1,
+        "cancels_per_second": 20,
+        "upload_policies_per_second": 100,
+    }
     state = await control.post("faults", operation="query", kind="5xx", times=3, status=500)
     assert [(fault["kind"], fault["times"]) for fault in state["faults"]] == [("5xx", 3)]
     assert (await upstream.query("t-1")).status_code == 500

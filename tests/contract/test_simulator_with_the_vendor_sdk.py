@@ -107,19 +107,17 @@ async def test_a_bad_parameter_is_refused_with_its_message(sdk: Sdk) -> None:
     assert refusal.message == "Expected format: '<width>*<height>'"
 
 
-async def test_a_synchronous_call_is_not_part_of_this_simulator_yet(sdk: Sdk) -> None:
-    refusal = await sdk("call", model=MODEL, messages=MESSAGES)
-    assert refusal.status_code == HTTPStatus.BAD_REQUEST
-    assert refusal.message == "url error, please check url"
-
-
 async def test_an_unknown_task_is_unknown_and_no_error(sdk: Sdk) -> None:
     result = await sdk("fetch", "0385dc79-5ff8-4d82-bcb6-000000000000")
     assert result.status_code == HTTPStatus.OK
     assert result.output.task_status == "UNKNOWN"
 
 
-async def test_a_cancel_is_refused_in_the_native_shape(sdk: Sdk) -> None:
-    receipt = await submit(sdk)
-    refusal = await sdk("cancel", receipt)
-    assert (refusal.status_code, refusal.code) == (HTTPStatus.NOT_FOUND, "NotFound")
+async def test_a_waiting_task_is_canceled_and_a_running_one_is_not(sim: Simulator, sdk: Sdk) -> None:
+    running = await submit(sdk)
+    refusal = await sdk("cancel", running)
+    assert (refusal.status_code, refusal.code) == (HTTPStatus.BAD_REQUEST, "UnsupportedOperation")
+    sim.set_limits(running_tasks=1)
+    waiting = await submit(sdk)
+    assert (await sdk("cancel", waiting)).status_code == HTTPStatus.OK
+    assert (await sdk("wait", waiting)).output.task_status == "CANCELED"

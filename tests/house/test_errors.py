@@ -3,6 +3,7 @@
 import json
 import re
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 from starlette.requests import Request
@@ -21,9 +22,10 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "NotReady": ("E01", "no database", "set DASHGATE_DATABASE_URL"),
     "AnswerLost": ("ReadTimeout",),
     "CouldNotFindOut": ("ReadTimeout",),
+    "StillRunning": ("0385dc79-5ff8-4d82-bcb6-000000000000",),
 }
 OURS = sorted(set(CLASSES) - {"UpstreamRefused"})
-DASHSCOPE_PATH, PROBLEM_PATH = "/api/v1/tasks/x", "/admin/v1/usage"
+DASHSCOPE_PATH, PROBLEM_PATH, STORE_PATH = "/api/v1/tasks/x", "/admin/v1/usage", "/uploads/x"
 
 
 def make(name: str) -> DashgateError:
@@ -52,6 +54,23 @@ def test_an_error_renders_as_a_problem(name: str) -> None:
     assert (status, headers["content-type"]) == (error.status, "application/problem+json")
     assert set(body) == {"type", "title", "status", "detail", "instance"}
     assert (body["status"], body["detail"], body["instance"]) == (error.status, error.message, PROBLEM_PATH)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_an_error_renders_in_the_words_of_the_object_storage(name: str) -> None:
+    error = make(name)
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": STORE_PATH,
+        "headers": [],
+        "dashgate.request_id": "our-request-id",
+    }
+    response = error_response(Request(scope), error)
+    assert (response.status_code, response.headers["content-type"]) == (error.status, "application/xml")
+    said = ET.fromstring(bytes(response.body))  # noqa: S314 -- our own words
+    told = {part.tag: part.text for part in said}
+    assert told == {"Code": error.code, "Message": error.message, "RequestId": "our-request-id"}
 
 
 @pytest.mark.parametrize("path", [DASHSCOPE_PATH, PROBLEM_PATH])

@@ -153,20 +153,24 @@ def test_only_the_upstream_client_knows_the_path_of_tasks() -> None:
     assert paths == []
 
 
-def test_only_the_owner_of_an_account_looks_at_its_tasks() -> None:
-    looks = [
-        source.at(call, "look") for source in elsewhere("app/tasks/poll.py") for call in method_calls(source, "look")
+def test_only_the_owner_of_an_account_asks_about_its_tasks() -> None:
+    asked = [
+        source.at(call, "asks")
+        for source in elsewhere("app/tasks/poll.py", "app/simulator/")
+        for call in method_calls(source, "look", "cancel_task")
     ]
-    assert looks == []
+    assert asked == []
 
 
 def test_only_outcome_records_what_the_upstream_made() -> None:
-    records = ("record_usage", "record_presumed", "insert_assets", "write_answer")
+    records = ("record_usage", "record_presumed", "insert_assets")
     assert _users_of(*records) == {"app/tasks/outcome.py"}
+    assert _users_of("write_answer") == {"app/tasks/keep.py"}
 
 
 def test_only_a_task_given_up_is_recorded_as_uncertain() -> None:
-    assert _users_of("record_uncertain") == {"app/tasks/rescue.py"}
+    assert _users_of("record_uncertain") == {"app/tasks/outcome.py"}
+    assert _users_of("end_unknown") == {f"app/tasks/{step}.py" for step in ("call", "rescue")}
 
 
 def test_only_finish_moves_a_task_to_its_end() -> None:

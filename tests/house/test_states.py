@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.models.tasks import State
+from app.models.tasks import State, UpstreamCall
 from app.tasks import states
 
 OPEN = ("queued", "submitting", "doubtful", "pending", "running")
@@ -55,4 +55,16 @@ def test_nothing_leads_out_of_a_final_state(state: str) -> None:
 
 @pytest.mark.parametrize(("state", "word"), WORDS.items())
 def test_a_client_reads_dashscopes_word_for_a_state(state: str, word: str) -> None:
-    assert states.upstream_word(State(state)) == word
+    assert states.upstream_word(State(state), UpstreamCall.ASYNC) == word
+
+
+def test_a_synchronous_call_on_the_wire_is_running_and_else_as_any_other() -> None:
+    words = {str(state): states.upstream_word(state, UpstreamCall.SYNC) for state in State}
+    assert words == {**WORDS, "submitting": "RUNNING"}
+
+
+def test_a_filter_finds_exactly_what_is_shown_as_its_word() -> None:
+    words = ("PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELED")
+    found = [shown for word in words for shown in states.shown_as(word)]
+    assert sorted(found) == sorted((state, call) for state in State for call in UpstreamCall)
+    assert states.shown_as("UNKNOWN") == states.shown_as("queued") == []

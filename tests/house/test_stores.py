@@ -17,7 +17,11 @@ from tests.house.source import (
 )
 
 ROOMS = ("teams", "tasks", "delivery", "ledger", "webhooks")
-STORES = (*(module(f"app/{room}/store.py") for room in ROOMS), module("app/tasks/store_reads.py"))
+STORES = (
+    *(module(f"app/{room}/store.py") for room in ROOMS),
+    module("app/tasks/store_reads.py"),
+    module("app/tasks/store_resends.py"),
+)
 
 READING = {"sqlalchemy.select", "sqlalchemy.update", "sqlalchemy.delete"}
 
@@ -36,6 +40,15 @@ WITHOUT_A_TEAM = {
     "tasks.write_answer": "by the id of the task that outcome has just moved",
     "tasks.read_answers": "each task is asked for together with its team, many at a time",
     "tasks.lock_work": "work of one task, before the task is locked",
+    "tasks.rehome": "by the key that claim_homeless_all_teams locked",
+    "tasks.note_usage": "by id and attempt: the pump of just this stream",
+    "tasks.read_streamed": "by the id of the task that was given up in this transaction",
+    # resends: a task is found by its team's key, or by the API key that made it
+    "tasks.adopt_unanswered": "by API key and request hash: the very caller that was never answered",
+    "tasks.mark_left": "by the id of the task whose caller has just left its connection",
+    "tasks.wait_on": "by the ids of the tasks that are waited for on this process's connections",
+    "tasks.mark_answered": "by the id of the task whose answer was just handed over",
+    "tasks.mark_unanswered_if_waited": "by the ids that claim_lapsed_all_teams locked",
     # the team itself is what is looked for
     "teams.find_team": "by its slug, for the operator's commands",
 }

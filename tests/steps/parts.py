@@ -11,10 +11,11 @@ import asyncpg
 import httpx
 
 from app.lib.db import reading
+from app.models.tasks import Mode, UpstreamCall
 from app.routing.accounts import all_accounts, limit_model
 from app.simulator import BEIJING
+from app.tasks.attempts import Attempt
 from app.tasks.store import read_polled_all_teams
-from app.tasks.submit import Attempt
 from tests.world import World
 
 MODEL = "wan2.6-image"
@@ -73,11 +74,17 @@ async def attempt_of(world: World, task_id: str) -> Attempt:
     (account,) = await all_accounts(world.res)
     return Attempt(
         task_id=row["id"],
+        team_id=row["team_id"],
         number=row["attempt"],
         epoch=row["attempt"],
+        mode=Mode(row["mode"]),
+        upstream_call=UpstreamCall(row["upstream_call"]),
         model=row["model"],
         path=row["path"],
+        place_id=row["place_id"],
+        pinned=row["pinned"],
         account=account,
+        key=account.keys[0],
         body=b"{}",
         headers={},
         wait_seconds=0.0,

@@ -143,7 +143,7 @@ async def test_a_copy_that_was_made_but_never_recorded_is_found_and_taken(world:
     day = (await task(world, task_id))["created_at"]
     path = world.folder / "alpha" / f"alpha/{day:%Y/%m/%d}/{task_id}/0.png"
     path.parent.mkdir(parents=True)
-    path.write_bytes(picture.png())
+    path.write_bytes(picture.content())
     await deliver_due(world.res)
     assert (await asset(world))["state"] == "stored"
     assert files(world) == [path]

@@ -3,7 +3,7 @@
 import asyncio
 from datetime import timedelta
 
-from app.tasks.submit import LEASE_MARGIN_SECONDS
+from app.tasks.attempts import LEASE_MARGIN_SECONDS
 from tests.steps.parts import allow, let_go, model_limits, queued, sent, states, task, until, works
 from tests.world import World
 
@@ -129,12 +129,14 @@ async def test_an_account_that_is_paused_gets_nothing(world: World) -> None:
     assert await world.dispatch() == 1
 
 
-async def test_one_models_trouble_does_not_hold_up_another(world: World) -> None:
+async def test_a_queue_without_an_account_moves_to_another_and_holds_up_nobody(world: World) -> None:
     ids = await queued(world, 2)
     other = "UPDATE tasks SET main_account = 'other', region = 'nowhere' WHERE id = $1::uuid"
     await world.rows(other, ids[0])
-    assert await world.dispatch() == 1
+    assert await world.dispatch() == 2  # one is sent, one moves
     assert sent(world) == ["boat 1"]
+    assert await world.dispatch() == 1
+    assert sent(world) == ["boat 1", "boat 0"]
 
 
 async def test_two_dispatchers_at_once_send_nothing_twice(world: World) -> None:

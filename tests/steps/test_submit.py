@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from app.lib.ids import new_id
 from app.simulator import BEIJING
+from app.tasks.attempts import Attempt
 from app.tasks.rescue import end_overdue, rescue_due
-from app.tasks.submit import Attempt, record_doubtful, record_receipt, send
+from app.tasks.submit import record_doubtful, record_receipt, send
 from app.upstream.answers import Accepted
 from tests.api.parts import UPSTREAM_ID, receipt, scripted_upstream
 from tests.steps.parts import (

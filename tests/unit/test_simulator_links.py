@@ -10,7 +10,7 @@ EXPIRES = 1_795_399_200
 
 def link(index: int = 0) -> tuple[str, str]:
     return make_link(
-        "cn-beijing", "0385dc79-5ff8-4d82-bcb6-000000000000", index=index, made_at=MADE_AT, expires=EXPIRES
+        "cn-beijing", "0385dc79-5ff8-4d82-bcb6-000000000000", file=f"{index}.png", made_at=MADE_AT, expires=EXPIRES
     )
 
 

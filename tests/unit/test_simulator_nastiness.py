@@ -57,7 +57,7 @@ def test_lost_answers_and_hangs_take_effect_unless_told_otherwise(operation: str
     ("operation", "kind", "details"),
     [
         ("delete", "429", {}),
-        ("cancel", "429", {}),
+        ("other", "429", {}),
         ("create", "fire", {}),
         ("create", "429", {"processed": True}),
         ("create", "lost_answer", {"processed": False}),

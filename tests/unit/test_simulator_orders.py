@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from app.simulator.problems import Problem
-from app.simulator.wan26_image import MAX_DATA_URI_BYTES, read_order
+from app.simulator.reading import MAX_DATA_URI_BYTES
+from app.simulator.wan26_image import read_order
 
 IMAGE = {"image": "https://assets.example.com/cup.png"}
 

@@ -1,5 +1,7 @@
 """The simulator's clock, its rate windows, and what a moving clock does to waiting tasks."""
 
+import asyncio
+
 import pytest
 
 from app.simulator.clock import SimulatorClock
@@ -111,3 +113,28 @@ def test_more_room_helps_from_now_on_only() -> None:
 def test_times_are_written_without_a_zone_in_utc_plus_eight() -> None:
     assert stamp(1795312800.1) == "2026-11-22 10:00:00.100"
     assert stamp(1795312800.0) == "2026-11-22 10:00:00.000"
+
+
+async def test_waiting_ends_when_the_clock_is_moved_far_enough() -> None:
+    clock, _ = make_clock(scale=0)
+    waiting = asyncio.ensure_future(clock.reach(clock.now() + 10))
+    clock.advance(9)
+    await asyncio.sleep(0)
+    clock.advance(0.5)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    clock.advance(0.5)
+    await waiting
+
+
+async def test_waiting_ends_by_itself_when_the_clock_is_set_going() -> None:
+    clock = SimulatorClock(0)
+    waiting = asyncio.ensure_future(clock.reach(clock.now() + 10))
+    await asyncio.sleep(0)
+    clock.set_scale(100_000)
+    await waiting
+
+
+async def test_nobody_waits_for_the_past() -> None:
+    clock, _ = make_clock(scale=0)
+    await clock.reach(clock.now())

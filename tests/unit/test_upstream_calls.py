@@ -18,7 +18,7 @@ ERROR = {"code": "InvalidParameter", "message": "no such size", "request_id": "r
 
 def upstream(answer: Callable[[httpx.Request], httpx.Response], workspace: str | None = None) -> Upstream:
     client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
-    return Upstream(client, "https://upstream.example/api/v1", workspace, "sk-canary")
+    return Upstream(client, client, "https://upstream.example/api/v1", workspace, "sk-canary")
 
 
 def answering(status: int, body: Any = b"", **headers: str) -> Upstream:
@@ -235,6 +235,44 @@ async def test_a_look_that_was_not_answered_says_whose_trouble_it_is() -> None:
 async def test_a_look_that_failed_on_the_way_ends_nothing(error: Exception) -> None:
     with pytest.raises(CouldNotFindOut):
         await failing(error).look("abc")
+
+
+# --- cancels -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_cancel_is_an_empty_post_that_is_heard_or_refused() -> None:
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, stream=httpx.ByteStream(b'{"request_id":"r"}'))
+
+    assert await upstream(answer).cancel_task("a-1") == answers.CancelHeard()
+    assert (seen[0].method, seen[0].url.path, seen[0].content) == ("POST", "/api/v1/tasks/a-1/cancel", b"")
+    refused = answering(400, {"code": "UnsupportedOperation", "message": "not PENDING"})
+    assert await refused.cancel_task("a-1") == answers.CancelRefused("UnsupportedOperation")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *((200, b""), (200, b"<html>"), (204, b""), (301, b""), (400, b"<html>"), (404, b"no such page")),
+        *((400, {"code": "Arrearage"}), (401, {"code": "InvalidApiKey"}), (429, {"code": "Throttling.RateQuota"})),
+        *((400, {"code": "ClientDisconnect"}), (500, {"code": "InternalError"}), (503, b"")),
+    ],
+)
+async def test_what_is_no_verdict_on_a_cancel_leaves_it_open(answer: tuple[int, Any]) -> None:
+    with pytest.raises(CouldNotFindOut) as trouble:
+        await answering(*answer).cancel_task("a")
+    assert trouble.value.throttled is (answer[0] == 429)
+
+
+@pytest.mark.parametrize(
+    "error", [httpx.ConnectError("x"), httpx.ReadError("x"), httpx.ReadTimeout("x"), TimeoutError()]
+)
+async def test_a_cancel_that_failed_on_the_way_leaves_it_open(error: Exception) -> None:
+    with pytest.raises(CouldNotFindOut):
+        await failing(error).cancel_task("a")
 
 
 # --- whose fault ---------------------------------------------------------------------------------------------------

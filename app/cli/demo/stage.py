@@ -13,6 +13,7 @@ from app.cli.migrate import bring_to_newest
 from app.cli.serve import free_port
 from app.delivery import store
 from app.delivery.destinations import NewDestination, set_destination
+from app.delivery.inputs import fill_inputs
 from app.errors import CommandRefused
 from app.lib.db import reading
 from app.resources import Resources, check_ready, open_resources
@@ -79,7 +80,7 @@ async def open_stage(settings: Settings) -> AsyncIterator[Stage]:
         upstream = await _open_upstream(settings, stack)
         address = f"{HOST}:{free_port(HOST)}"
         ours = settings.model_copy(update={"public_url": f"http://{address}"})
-        res = await stack.enter_async_context(open_resources(ours))
+        res = await stack.enter_async_context(open_resources(ours, fill_inputs=fill_inputs))
         _, schema = await bring_to_newest(res)
         await check_ready(res)
         await _add_accounts(res, upstream.accounts)

@@ -1,0 +1,24 @@
+"""Departure: whether the client of a request is still there. One look at the connection, or one watch over it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from starlette.requests import Request
+
+
+@contextlib.asynccontextmanager
+async def watched(request: Request) -> AsyncIterator[asyncio.Event]:
+    """Lend an event that is set when the client hangs up. The body must have been read."""
+    left = asyncio.Event()
+    watching = asyncio.ensure_future(_watch(request, left))
+    try:
+        yield left
+    finally:
+        watching.cancel()
+
+
+async def _watch(request: Request, left: asyncio.Event) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    left.set()
