@@ -12,6 +12,9 @@
     │   ├── Gone                     410 Gone
     │   ├── TooLarge                 413 RequestTooLarge
     │   ├── UnsupportedMediaType     415 UnsupportedMediaType
+    │   ├── MalformedRequest         400 BadRequest.IllegalInput
+    │   ├── HeadTooLarge             431 RequestTooLarge
+    │   ├── SlowRequest              408 RequestTimeOut
     │   ├── IdempotencyConflict      409 IdempotencyKeyInUse
     │   ├── IdempotencyMismatch      422 IdempotencyKeyReused
     │   ├── UploadRefused            400 InvalidArgument
@@ -86,6 +89,10 @@ class InvalidParameter(CallerError):
 
     code = "InvalidParameter"
 
+    def __init__(self, message: str | None = None, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param  # its name, for the costumes that tell it
+
 
 class UnsupportedOperation(CallerError):
     """This operation is not supported."""
@@ -126,6 +133,26 @@ class UnsupportedMediaType(CallerError):
 
     status = 415
     code = "UnsupportedMediaType"
+
+
+class MalformedRequest(CallerError):
+    """This is no HTTP/1.1 request that can be understood in one way only."""
+
+    code = "BadRequest.IllegalInput"
+
+
+class HeadTooLarge(CallerError):
+    """The target or the headers of this request are longer than this gateway takes."""
+
+    status = 431
+    code = "RequestTooLarge"
+
+
+class SlowRequest(CallerError):
+    """The request did not arrive in time."""
+
+    status = 408
+    code = "RequestTimeOut"
 
 
 class IdempotencyConflict(CallerError):

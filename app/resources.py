@@ -4,6 +4,7 @@ Four composition roots open it: the web process, the worker, the commands, the t
 its first argument. To fake a part, build `Resources` with another part.
 """
 
+import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -31,6 +32,7 @@ from app.settings import Settings
 
 OLDEST_POSTGRES = 150_000
 API_KEY_LIFE_SECONDS = 3.0  # a revoked key stops within five seconds on every process: cache life plus a slow load
+ODDITY_LIFE_SECONDS = 86_400.0
 ACCOUNTS_LIFE_SECONDS = 2.0
 PASSED_ON_LIFE_SECONDS = 3_600.0  # a temporary upload lives two days, and is read soon after it is named in a call
 MOST_API_KEYS = 20_000
@@ -71,10 +73,13 @@ class Resources:
     rates: Rates  # how often teams call
     calls: Calls  # what goes on after its request has left
     lines: Lines[str]  # relay/entrance.py: who waits for room upstream
+    leaving: dict[bytes, asyncio.Future[None]]  # tasks/leaving.py: marks under way, by what was asked
     awaited: set[UUID]  # tasks/waiting.py: synchronous calls that run as tasks, waited for on a connection here
     api_keys: TtlCache[str, Any]  # teams/authenticate.py: what is known of an API key id
     accounts: TtlCache[str, Any]  # routing/accounts.py: all accounts
     reads: Together[tuple[UUID, UUID], Any]  # delivery/answers.py: (team, task) of status reads that come at once
+    standings: TtlCache[tuple[UUID, UUID] | None, Any]  # tasks/standing.py: (team, task); None: which teams queue
+    oddities: TtlCache[Any, bool]  # tasks/oddities.py: what was told already
     waiters: Waiters[Any]  # whoever waits for a task
     streams: Counter[UUID]  # api/tasks.py: how many streams of events each team has open here
     stores: TtlCache[UUID, Any]  # delivery/destinations.py: opened places
@@ -110,10 +115,13 @@ async def open_resources(
             rates=Rates(redis),
             calls=Calls(),
             lines=Lines(),
+            leaving={},
             awaited=set(),
             api_keys=TtlCache(life_seconds=API_KEY_LIFE_SECONDS, most=MOST_API_KEYS, monotonic=clock.monotonic),
             accounts=TtlCache(life_seconds=ACCOUNTS_LIFE_SECONDS, most=1, monotonic=clock.monotonic),
             reads=Together(most=MOST_READS_TOGETHER),
+            oddities=TtlCache(life_seconds=ODDITY_LIFE_SECONDS, most=10_000, monotonic=clock.monotonic),
+            standings=TtlCache(life_seconds=ACCOUNTS_LIFE_SECONDS, most=10_000, monotonic=clock.monotonic),
             waiters=waiters,
             streams=Counter(),
             stores=TtlCache(life_seconds=ACCOUNTS_LIFE_SECONDS, most=1_000, monotonic=clock.monotonic),

@@ -60,7 +60,7 @@ async def run_worker(res: Resources, *, stop: asyncio.Event) -> None:
     Raises:
         RuntimeError: a loop ended by itself; a worker that limps is worse than one that is started again.
     """
-    watches: Watches = {}
+    watches = Watches()
     await ensure_chores(res)
     plans = loops(res, watches)
     wakes = {name: asyncio.Event() for name in plans}
@@ -79,8 +79,8 @@ async def run_worker(res: Resources, *, stop: asyncio.Event) -> None:
     for task in late:
         log.warning("worker.cut_off", loop=task.get_name())
         task.cancel()
+    await release(res, watches=watches)  # others go on with the accounts while synchronous calls end here
     await res.calls.drain(res.settings.drain_seconds)
-    await release(res, watches=watches)
     log.info("worker.stopped")
     if lost:
         raise RuntimeError(f"loops ended by themselves: {', '.join(lost)}")

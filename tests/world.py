@@ -64,7 +64,7 @@ class World:
     http: httpx.AsyncClient
     operators: httpx.AsyncClient
     keys: dict[str, str] = field(default_factory=dict)
-    watches: Watches = field(default_factory=dict)
+    watches: Watches = field(default_factory=Watches)
 
     def headers(self, team: str = "alpha", **extra: str) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.keys[team]}", **extra}

@@ -20,6 +20,8 @@ SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
+TO_KEEP = {"Content-Disposition": "attachment"}  # a browser must not open what can carry a script
+OPENED = ("image/png", "image/jpeg", "image/webp", "video/mp4")
 
 
 class FileResponse(StreamingResponse):
@@ -52,4 +54,5 @@ async def read(asset_id: str, name: str, request: Request, res: ResourcesDep) ->
 
 def _headers(file: OpenFile) -> dict[str, str]:
     etag = {"ETag": file.etag} if file.etag is not None else {}
-    return {**SAFE_HEADERS, "Content-Length": str(file.size_bytes), **etag}
+    kept = {} if file.content_type in OPENED else TO_KEEP
+    return {**SAFE_HEADERS, "Content-Length": str(file.size_bytes), **etag, **kept}

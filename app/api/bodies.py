@@ -33,7 +33,7 @@ async def read_json(request: Request, *, limit_bytes: int) -> tuple[bytes, dict[
 
 async def _read(request: Request, limit_bytes: int) -> bytes:
     stated = request.headers.get("content-length", "0")
-    if stated.isdigit() and int(stated) > limit_bytes:
+    if stated.isascii() and stated.isdigit() and int(stated) > limit_bytes:
         raise TooLarge()
     read = bytearray()
     async for chunk in request.stream():

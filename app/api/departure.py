@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator
 
 from starlette.requests import Request
 
+from app.tasks.leaving import Leaving
+
 
 @contextlib.asynccontextmanager
-async def watched(request: Request) -> AsyncIterator[asyncio.Event]:
+async def watched(request: Request) -> AsyncIterator[Leaving]:
     """Lend an event that is set when the client hangs up. The body must have been read."""
-    left = asyncio.Event()
+    left = Leaving()
     watching = asyncio.ensure_future(_watch(request, left))
     try:
         yield left
@@ -18,7 +20,7 @@ async def watched(request: Request) -> AsyncIterator[asyncio.Event]:
         watching.cancel()
 
 
-async def _watch(request: Request, left: asyncio.Event) -> None:
+async def _watch(request: Request, left: Leaving) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     left.set()

@@ -6,7 +6,7 @@ A plain ASGI layer, because every request pays for it.
 import time
 
 import structlog
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.rendering import error_response
@@ -18,6 +18,7 @@ from app.lib.metrics import route_meters
 log = structlog.get_logger()
 
 NO_ROUTE = "none"
+LEFT = 499  # as proxies count a client that did not wait for its answer
 
 
 class Edge:
@@ -45,6 +46,9 @@ class Edge:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:  # in the middle of its body: nobody is there to be told
+            status = status or LEFT
+            log.info("request.left")
         except Exception as error:
             if status:
                 log.exception("request.broken", path=scope["path"])

@@ -1,10 +1,11 @@
-"""/livez, /readyz and /metrics: what machines ask of a process. The full story only for the operator."""
+"""/livez, /readyz, /metrics and /openapi.json: what machines ask of a process. The full story only for the operator."""
 
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import OperatorDep, ResourcesDep, is_operator
+from app.api.openapi import document
 from app.errors import NotReady
 from app.lib.db import DatabaseAway, reading
 from app.lib.metrics import TASKS_OPEN, WORK_DUE, WORK_OLDEST_SECONDS, exposition
@@ -56,6 +57,12 @@ async def metrics(res: ResourcesDep) -> Response:
         WORK_DUE.labels(kind).set(by_kind[kind]["count"] if kind in by_kind else 0)
         WORK_OLDEST_SECONDS.labels(kind).set(float(by_kind[kind]["oldest_seconds"]) if kind in by_kind else 0)
     return Response(exposition(), media_type="text/plain; version=0.0.4")
+
+
+@operators.get("/openapi.json")
+async def openapi(res: ResourcesDep) -> dict[str, Any]:
+    """Return the OpenAPI document of the teams' routes; on their own surface it is not served."""
+    return document(res.settings.public_url)
 
 
 async def _readiness(res: Resources) -> dict[str, Any]:

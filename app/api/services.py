@@ -17,10 +17,11 @@ from app.api.streams import stream_call
 from app.delivery.answers import sync_answer
 from app.delivery.inputs import check_inputs
 from app.errors import InvalidParameter, Throttled, UpstreamRefused
+from app.lib.db import DatabaseAway
 from app.resources import Resources
 from app.routing.ways import Asked
 from app.tasks.accept import TAG_MAX_CHARS, Call, accept
-from app.tasks.resend import mark_left
+from app.tasks.leaving import marked_when_left
 from app.tasks.waiting import wait_for_verdict
 from app.teams.authenticate import Caller
 from app.upstream.client import FORWARDED_HEADERS
@@ -68,20 +69,24 @@ def task_headers(task_id: UUID) -> dict[str, str]:
 
 
 async def _create_task(request: Request, res: Resources, who: Caller, *, call: Call) -> Response:
-    accepted = await accept(res, who, call)
-    if accepted.is_twin:
-        await _follow_twin(res, who, accepted.task_id)
+    async with watched(request) as left:
+        accepted = await accept(res, who, call, left=left)
+        if accepted.is_twin:
+            async with marked_when_left(res, accepted.task_id, request=call.resent, left=left):
+                await _follow_twin(res, who, accepted.task_id)
     task_id = str(accepted.task_id)
     structlog.contextvars.bind_contextvars(task=task_id)
-    if await request.is_disconnected():
-        await mark_left(res, accepted.task_id)
     answer = {"request_id": call.request_id, "output": {"task_status": "PENDING", "task_id": task_id}}
     return Response(json.dumps(answer), headers=task_headers(accepted.task_id), media_type="application/json")
 
 
 async def _follow_twin(res: Resources, who: Caller, task_id: UUID) -> None:
     """Wait, as the first caller does, until the upstream has spoken; what it refused at once is refused here, too."""
-    if not await wait_for_verdict(res, who.team_id, task_id):
+    try:
+        is_task = await wait_for_verdict(res, who.team_id, task_id)
+    except DatabaseAway:  # it is a task, as far as anybody knows: an error would be sent again
+        return
+    if not is_task:
         refused = await sync_answer(res, who.team_id, task_id)
         raise UpstreamRefused(refused.status, refused.body, task_id=str(task_id))
 

@@ -24,6 +24,7 @@ from app.lib.ids import find_uuid
 from app.resources import Resources
 from app.tasks.cancel import Cancel, cancel
 from app.tasks.listing import list_tasks
+from app.tasks.standing import Standing, find_standing
 from app.teams.authenticate import Caller
 
 router = APIRouter()
@@ -49,10 +50,12 @@ async def read(request: Request) -> Response:
             answer = await awaited_task_answer(res, who.team_id, asked_id, request_id=own_id, wait_seconds=seconds)
         else:
             answer = await task_answer(res, who.team_id, asked_id, request_id=own_id)
+        standing = await find_standing(res, who.team_id, asked_id)
     except DatabaseAway:
         await asyncio.sleep(HOLD_SECONDS)
         raise
-    return Response(answer, headers=NO_STORE, media_type="application/json")
+    headers = {**NO_STORE, **{f"X-Dashgate-{name}": str(number) for name, number in _told(standing)}}
+    return Response(answer, headers=headers, media_type="application/json")
 
 
 @router.get("/api/v1/tasks")
@@ -97,21 +100,27 @@ class _EventStream(StreamingResponse):
 
 async def _events(request: Request, res: Resources, who: Caller) -> AsyncIterator[bytes]:
     """Write events in DashScope's framing (dashscope-api.md 2.6); trouble ends them in the same framing."""
-    number, own_id = 0, request_id(request)
+    number, own_id, asked_id = 0, request_id(request), request.path_params["task_id"]
     with _counted(res, who):
-        answers = task_answers(
-            res, who.team_id, request.path_params["task_id"], request_id=own_id, silence_seconds=HEARTBEAT_SECONDS
-        )
+        answers = task_answers(res, who.team_id, asked_id, request_id=own_id, silence_seconds=HEARTBEAT_SECONDS)
         try:
             async with aclosing(answers):
                 async for answer in answers:
                     await caller(request)  # a key that was revoked meanwhile reads nothing more
                     number += answer is not None
-                    yield HEARTBEAT if answer is None else _event(number, "result", status=200, data=answer)
+                    standing = await find_standing(res, who.team_id, asked_id)
+                    lines = "".join(f":{name.upper()}/{told}\n" for name, told in _told(standing)).encode()
+                    event = HEARTBEAT if answer is None else _event(number, "result", status=200, data=answer)
+                    yield lines + event
         except (DashgateError, DatabaseAway) as error:
             named = error if isinstance(error, DashgateError) else StoreAway()
             data = json.dumps(dashscope_error(named, own_id)).encode()
             yield _event(number + 1, "error", status=named.status, data=data)
+
+
+def _told(standing: Standing | None) -> list[tuple[str, int]]:
+    """Return what is said of a queued task beside its state: in headers, or in comments of a stream."""
+    return [("Queue-Position", standing.place), ("Queue-Seconds", standing.seconds)] if standing else []
 
 
 def _event(number: int, kind: str, *, status: int, data: bytes) -> bytes:

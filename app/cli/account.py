@@ -10,6 +10,7 @@ import typer
 from app.cli import account_key
 from app.cli.console import AsJson, Report, run, table
 from app.cli.secret_files import read_secret
+from app.cli.switch import Switch
 from app.cli.troubles import clean_errors
 
 if TYPE_CHECKING:
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Upstream accounts: where calls may go, and how fast.")
 app.add_typer(account_key.app, name="key")
 
-FACTS = ("name", "region", "main_account", "base_url", "workspace", "file_hosts", "weight", "serving")
-COLUMNS = ("name", "region", "main_account", "base_url", "workspace", "weight", "serving", "keys", "paused_until")
+FACTS = ("name", "region", "main_account", "base_url", "workspace", "file_hosts", "weight", "exclusive", "serving")
+COLUMNS = (
+    *("name", "region", "main_account", "base_url", "workspace", "weight", "exclusive", "serving", "keys"),
+    "paused_until",
+)
 
 Name = Annotated[str, typer.Argument(help="The account.")]
 Reason = Annotated[str | None, typer.Option(help="Why, for those who come after you.")]
@@ -76,6 +80,10 @@ def set_(
     ] = None,
     file_host: Annotated[list[str] | None, typer.Option(help="One more HOST:PORT that results may come from.")] = None,
     drop_file_host: Annotated[list[str] | None, typer.Option(help="A HOST:PORT to allow no more.")] = None,
+    exclusive: Annotated[
+        Switch | None,
+        typer.Option(help="on: nobody else calls with its main account, so that what is listed there is ours."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Change an account; every process obeys within two seconds."""
@@ -84,6 +92,7 @@ def set_(
 
         change = AccountChange(
             weight=weight,
+            exclusive=exclusive is Switch.ON if exclusive else None,
             base_url=base_url,
             workspace=workspace,
             main_account=main_account,

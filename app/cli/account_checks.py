@@ -5,11 +5,11 @@ Every key makes one real call. A key is sent only to base URLs that the operator
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from app.cli.findings import Check, Finding, Level
 from app.cli.troubles import explain
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from app.resources import Resources
     from app.routing.accounts import AccountInfo, UpstreamKey
+    from app.upstream.answers import TaskPage
 
 LISTED = 10  # rows of a task list: enough to see whose it is
 
@@ -94,9 +95,10 @@ async def _key(
     """List a few tasks: the cheapest call that proves base URL, key and region together."""
     from app.errors import CouldNotFindOut
     from app.routing.accounts import upstream_of
+    from app.upstream.lists import ListQuery
 
     try:
-        listed = await upstream_of(res, account, key=key).list_tasks(page_size=LISTED)
+        listed = await upstream_of(res, account, key=key).list_tasks(ListQuery(page_size=LISTED))
     except CouldNotFindOut as error:
         hint = await _hint(res, account, key=key, others=others) if error.reason.startswith("401") else ""
         level = Level.WARNING if error.throttled else Level.FAILED
@@ -112,6 +114,7 @@ async def _hint(res: Resources, account: AccountInfo, *, key: UpstreamKey, other
     """Try a refused key where accounts of other regions call; never over http what was given for https."""
     from app.errors import CouldNotFindOut
     from app.routing.accounts import upstream_of
+    from app.upstream.lists import ListQuery
 
     secure = account.base_url.startswith("https:")
     places = {other.base_url: other.region for other in others if other.region != account.region}
@@ -120,7 +123,7 @@ async def _hint(res: Resources, account: AccountInfo, *, key: UpstreamKey, other
             continue
         moved = replace(account, base_url=base_url, workspace=None)
         try:
-            await upstream_of(res, moved, key=key).list_tasks(page_size=1)
+            await upstream_of(res, moved, key=key).list_tasks(ListQuery(page_size=1))
         except CouldNotFindOut:
             continue  # refused there too, or nobody there: this place tells nothing
         return f": this key answers in {region}: wrong region"
@@ -146,12 +149,9 @@ def _held_back(account: AccountInfo, key: UpstreamKey, *, now: datetime) -> list
     return told
 
 
-def _traces(key: UpstreamKey, listed: Mapping[str, Any]) -> Traces:
-    rows = listed.get("data")
-    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    owners = {str(row.get("caller_parent_id") or row.get("caller_uid") or "") for row in rows}
-    tasks = {str(row["task_id"]) for row in rows if row.get("task_id")}
-    return Traces(frozenset(owners - {""}), frozenset(tasks), frozenset({key.secret}))
+def _traces(key: UpstreamKey, listed: TaskPage) -> Traces:
+    owners = {row.caller_id for row in listed.rows}
+    return Traces(frozenset(owners - {""}), frozenset(row.task_id for row in listed.rows), frozenset({key.secret}))
 
 
 async def _main_accounts(_: Resources, *, accounts: Sequence[AccountInfo], seen: Seen) -> Finding:

@@ -24,10 +24,13 @@ MOST_LISTED = 1_000
 LISTED = ("id", "team", "state", "model", "region", "code", "created_at", "finished_at")
 FACTS = (
     *("id", "team", "state", "model", "region", "account", "attempt", "mode", "tag", "code", "message"),
-    *("request_id", "upstream_task_id", "upstream_request_id", "last_request_id", "needs_operator", "refused_inline"),
+    *("request_id", "upstream_task_id", "upstream_request_id", "last_request_id", "oddity"),
+    *("needs_operator", "refused_inline"),
     *("created_at", "queue_deadline_at", "sent_at", "submitted_at", "started_at", "made_at", "grace_until"),
     *("cancel_requested_at", "finished_at"),
 )
+DOUBT = ("attempt", "sent_at", "ends_at", "request_id", "looked_at", "absent_at", "next_look_at", "verdict")
+CANDIDATE = ("task_id", "created_at", "word", "request_id", "api_key_id")
 EVENT = ("at", "state", "attempt", "reason")
 ASSET = ("position", "state", "reason", "content_type", "size_bytes", "sha256", "object_key", "stored_at")
 ENTRY = ("kind", "unit", "tier", "quantity", "flag", "billed_at")
@@ -37,6 +40,7 @@ CANCELS = {
     "requested": "Not decided yet: the upstream has been or will be asked, and the task's final state tells.",
     "refused": "Not cancelled: it does not wait any more, or it is a relay.",
 }
+NEEDS_OPERATOR = "it needs an operator: its upstream task is claimed twice, or processes died of it"
 NO_DESTINATION = "the team had no destination when this task was accepted: links die with the upstream's"
 
 
@@ -61,6 +65,67 @@ def list_tasks(
 def cancel(task_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
     """Cancel a task that waits, here or upstream, whosever it is; what runs goes on."""
     run(lambda res: _cancel(res, task_id), as_json=as_json)
+
+
+@app.command()
+def settle(
+    task_id: Annotated[str, typer.Argument(metavar="ID")],
+    adopt: Annotated[
+        str | None, typer.Option(metavar="UPSTREAM_ID", help="The upstream took it: this is its task there.")
+    ] = None,
+    refused: Annotated[bool, typer.Option("--refused", help="The upstream did not take it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Decide a task in doubt by hand; without an option, show what is known."""
+    run(lambda res: _settle(res, task_id, adopt=adopt, refused=refused), as_json=as_json)
+
+
+async def _settle(res: Resources, asked: str, *, adopt: str | None, refused: bool) -> Report:
+    from app.errors import CommandRefused
+    from app.tasks.settle import settle_by_operator
+
+    if adopt is not None and refused:
+        raise CommandRefused("Either --adopt or --refused.")
+    before = await _get(res, asked)
+    doubts = await _doubts(res, before["id"])
+    if adopt is not None or refused:
+        await settle_by_operator(res, before["id"], upstream_task_id=adopt)
+    after = await _get(res, asked)
+    document = {
+        **{name: before[name] for name in ("id", "team", "model", "region", "account")},
+        "state_before": before["state"],
+        "state": after["state"],
+        "doubts": doubts,
+    }
+    told = f"State: {before['state']}, now {after['state']}." if adopt or refused else f"State: {after['state']}."
+    return Report(document, [*_drawn_doubts(doubts), told])
+
+
+async def _doubts(res: Resources, task_id: UUID) -> list[dict[str, Any]]:
+    from app.lib.db import reading
+    from app.tasks.store_doubts import read_doubts_all_teams
+
+    async with reading(res) as session:
+        rows = await read_doubts_all_teams(session, task_id)
+    return [
+        {
+            **{name: row[name] for name in DOUBT},
+            "candidates": [{name: one.get(name) for name in CANDIDATE} for one in row["candidates"]],
+        }
+        for row in rows
+    ]
+
+
+def _drawn_doubts(doubts: Sequence[dict[str, Any]]) -> list[Any]:
+    parts: list[Any] = []
+    for doubt in doubts:
+        facts = [[name.replace("_", " "), _exact(doubt[name])] for name in DOUBT if doubt[name] is not None]
+        parts.append(table(["doubt", ""], facts))
+        rows = ([one[name] for name in CANDIDATE] for one in doubt["candidates"])
+        heads = [name.replace("_", " ") for name in CANDIDATE]
+        made = table(heads, rows, title="candidates, as the upstream's list showed them")
+        parts.append(made if doubt["candidates"] else "No upstream task was listed that could be it.\n")
+    return parts or ["There is no doubt about this task.\n"]
 
 
 async def _cancel(res: Resources, asked: str) -> Report:
@@ -99,9 +164,20 @@ async def _get(res: Resources, asked: str) -> RowMapping:
 async def _show(res: Resources, asked: str) -> Report:
     row = await _get(res, asked)
     document = {**_facts(row), **await _parts(res, row["team_id"], row["id"])}
+    document["doubts"] = await _doubts(res, row["id"])
     document["destination_missing"] = row["place_id"] is None
-    document["warnings"] = [NO_DESTINATION] if row["place_id"] is None else []
+    document["warnings"] = _warnings(row)
     return Report(document, _drawn(document))
+
+
+def _warnings(row: Mapping[Any, Any]) -> list[str]:
+    """Return what an operator should know of a task that its facts do not say by themselves."""
+    told = {
+        NO_DESTINATION: row["place_id"] is None,
+        NEEDS_OPERATOR: row["needs_operator"],
+        f"the upstream said something odd of it ({row['oddity']}); it goes on": row["oddity"] is not None,
+    }
+    return [text for text, is_so in told.items() if is_so]
 
 
 def _facts(row: Mapping[Any, Any]) -> dict[str, Any]:
@@ -149,6 +225,8 @@ def _drawn(document: dict[str, Any]) -> list[Any]:
         heads = [column.replace("_", " ") for column in columns]
         made = table(heads, ([_exact(line[column]) for column in columns] for line in lines), title=name)
         parts.append(made if lines else f"{name}: none\n")
+    if document["doubts"]:
+        parts += _drawn_doubts(document["doubts"])
     return [*parts, *(f"Warning: {text}." for text in document["warnings"])]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from app.cli.console import AsJson, Report, run, table
+from app.cli.switch import Switch
 from app.cli.troubles import clean_errors
 
 if TYPE_CHECKING:
@@ -20,15 +20,19 @@ app = typer.Typer(no_args_is_help=True, help="Teams: who calls and pays.")
 
 FIRST_REGION = "cn-beijing"  # for a team that is made before any account
 NO_DESTINATION = "its files are kept nowhere, and links die with the upstream's"
-CHOICES = ("durable", "hold", "allow_unlisted_models", "rps")
+CHOICES = (
+    "durable",
+    "hold",
+    "allow_unlisted_models",
+    "rps",
+    "weight",
+    "max_queued",
+    "queue_deadline_hours",
+    "resubmit",
+)
+HOUR_SECONDS = 3600
+MOST_NUMBER = 10**12  # whatever is larger is a slip of the hand
 SHOWN = ("id", "slug", "regions", "default_region", "models", *CHOICES, "has_destination", "created_at")
-
-
-class Switch(StrEnum):
-    """A choice that a team makes or does not make."""
-
-    ON = "on"
-    OFF = "off"
 
 
 @app.command()
@@ -69,6 +73,16 @@ def set_(
         Switch | None, typer.Option(help="Pass on calls of models that the catalogue does not know.")
     ] = None,
     rps: Annotated[str | None, typer.Option(metavar="N|none", help="Creates and sync calls a second.")] = None,
+    weight: Annotated[int | None, typer.Option(help="Its share of the sends while several teams wait.")] = None,
+    max_queued: Annotated[
+        str | None, typer.Option(metavar="N|none", help="The most of its tasks that may wait; more get 429.")
+    ] = None,
+    queue_deadline: Annotated[
+        str | None, typer.Option(metavar="HOURS|none", help="How long a task may wait from now on; none: the setting.")
+    ] = None,
+    resubmit: Annotated[
+        Switch | None, typer.Option(help="Send again what the upstream was proven not to have taken; off: it fails.")
+    ] = None,
     region: Annotated[
         list[str] | None, typer.Option(help="Where its calls may go from now on, the preferred one first.")
     ] = None,
@@ -77,34 +91,54 @@ def set_(
 ) -> None:
     """Change a team; every process obeys within five seconds."""
     with clean_errors(as_json=as_json):
-        change: TeamChange = {}
-        if durable:
-            change["durable"] = durable is Switch.ON
-        if hold:
-            change["hold"] = hold is Switch.ON
-        if allow_unlisted:
-            change["allow_unlisted_models"] = allow_unlisted is Switch.ON
-        if rps is not None:
-            change["rps"] = _rate(rps)
-        if region:
-            change["regions"] = region
-        if model:
-            change["models"] = model
+        others = {"weight": weight, "regions": region, "models": model}
+        told = {
+            **_switched(durable=durable, hold=hold, allow_unlisted_models=allow_unlisted, resubmit=resubmit),
+            **_limited(rps=rps, max_queued=max_queued, queue_deadline=queue_deadline),
+            **{name: value for name, value in others.items() if value not in (None, [])},
+        }
+        change = cast("TeamChange", told)
     run(lambda res: _set(res, slug, change), as_json=as_json)
 
 
-def _rate(text: str) -> Decimal | None:
+def _switched(**switches: Switch | None) -> dict[str, bool]:
+    return {name: switch is Switch.ON for name, switch in switches.items() if switch is not None}
+
+
+def _limited(*, rps: str | None, max_queued: str | None, queue_deadline: str | None) -> dict[str, Any]:
+    """Return the limits that were given; `none` is given too, and means that there is none."""
+    limits: dict[str, Any] = {}
+    if rps is not None:
+        limits["rps"] = _number(rps, option="--rps")
+    if max_queued is not None:
+        limits["max_queued"] = _count(max_queued, option="--max-queued")
+    if queue_deadline is not None:
+        hours = _number(queue_deadline, option="--queue-deadline")
+        limits["queue_deadline_seconds"] = int(hours * HOUR_SECONDS) if hours is not None else None
+    return limits
+
+
+def _number(text: str, *, option: str) -> Decimal | None:
     from app.errors import CommandRefused
 
     if text == "none":
         return None
     try:
-        rate = Decimal(text)
+        number = Decimal(text)
     except InvalidOperation:
-        rate = Decimal("NaN")
-    if not rate.is_finite():
-        raise CommandRefused("--rps takes a number, or none.")
-    return rate
+        number = Decimal("NaN")
+    if not number.is_finite() or abs(number) > MOST_NUMBER:
+        raise CommandRefused(f"{option} takes a number, or none.")
+    return number
+
+
+def _count(text: str, *, option: str) -> int | None:
+    from app.errors import CommandRefused
+
+    number = _number(text, option=option)
+    if number is not None and number != int(number):
+        raise CommandRefused(f"{option} takes a whole number, or none.")
+    return int(number) if number is not None else None
 
 
 async def _create(res: Resources, slug: str, wanted: list[str]) -> Report:
@@ -149,7 +183,8 @@ async def _list(res: Resources) -> Report:
 
     teams = [_facts(row) for row in await read_teams(res)]
     warnings = _warnings(teams)
-    columns = ["team", "regions", "models", "durable", "hold", "unlisted", "rps", "destination", "created"]
+    columns = ["team", "regions", "models", "durable", "hold", "unlisted", "rps", "weight", "most queued"]
+    columns += ["hours queued", "resubmit", "destination", "created"]
     rows = [
         [
             team["slug"],
@@ -166,7 +201,12 @@ async def _list(res: Resources) -> Report:
 
 
 def _facts(row: Mapping[Any, Any]) -> dict[str, Any]:
-    return {**{name: row[name] for name in SHOWN}, "rps": float(row["rps"]) if row["rps"] is not None else None}
+    seconds, rps = row["queue_deadline_seconds"], row["rps"]
+    return {
+        **{name: row[name] for name in SHOWN if name != "queue_deadline_hours"},
+        "rps": float(rps) if rps is not None else None,
+        "queue_deadline_hours": seconds / HOUR_SECONDS if seconds is not None else None,
+    }
 
 
 def _warnings(teams: list[dict[str, Any]]) -> list[str]:

@@ -20,11 +20,12 @@ def worker(as_json: AsJson = False) -> None:
 
 
 async def _work(res: Resources, *, as_json: bool) -> None:
+    from app.tasks.poll import Watches
     from app.worker import loops, run_worker
 
     stop: asyncio.Event = stop_on_signals()
     if as_json:
-        show(Report({"loops": list(loops(res, {}))}), as_json=True)
+        show(Report({"loops": list(loops(res, Watches()))}), as_json=True)
     async with asyncio.TaskGroup() as group:
         group.create_task(run_worker(res, stop=stop))
         if res.settings.worker_listen is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from app.delivery.kept import find_kept, keep
 from app.delivery.links import LinkedAsset, link_to
 from app.errors import UpstreamAccountAtFault
 from app.lib.clock import in_upstream_form
@@ -28,7 +29,7 @@ from app.upstream.results import replace_links
 ECHOED_ID_MAX_CHARS = 100
 ENDED = b"ended"  # kept in place of an answer: read the row
 # What a single query says of a task beside its results; a synchronous call knows of no task.
-TASK_FIELDS = ("task_id", "task_status", "submit_time", "scheduled_time", "end_time", "task_metrics")
+TASK_FIELDS = ("task_id", "task_status", "submit_time", "scheduled_time", "end_time")
 CANCELED_CODE = "Dashgate.Canceled"  # no code of the upstream's: nobody waits there for a task that he cancels
 CANCELED_MESSAGE = "The task was cancelled while this call waited for it."
 
@@ -54,7 +55,7 @@ async def task_answer(res: Resources, team_id: UUID, asked_id: str, *, request_i
     """
     task_id = find_uuid(asked_id)
     cache_key = f"{team_id}:{asked_id}"
-    rest = await res.signals.find_status(cache_key) if task_id else None
+    rest = await find_kept(res, cache_key) if task_id else None
     if rest is None or rest == ENDED:
         rest = await _write(res, team_id, asked_id, row=await _find(res, team_id, task_id))
     return _with_id(request_id, rest)
@@ -131,10 +132,10 @@ async def _write(res: Resources, team_id: UUID, asked_id: str, *, row: Row | Non
     task_id, cache_key = str(row["id"]), f"{team_id}:{asked_id}"
     if is_terminal(State(row["state"])):
         # an earlier look that is written down later must not bring the task back to life
-        await res.signals.put_status(cache_key, ENDED)
+        await keep(res, cache_key, ENDED)
         return _bytes(await _ended(res, team_id, task_id=task_id, row=row))
     rest = _bytes({"output": _under_way(task_id, row)})
-    await res.signals.put_status(cache_key, rest)
+    await keep(res, cache_key, rest)
     return rest
 
 

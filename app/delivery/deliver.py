@@ -26,6 +26,7 @@ from app.models.tasks import State
 from app.resources import Resources
 from app.routing.accounts import get_account
 from app.tasks.finish import finish
+from app.tasks.rescue import hold_poison, is_poison
 from app.tasks.store import has_unsettled_assets
 
 log = structlog.get_logger()
@@ -81,6 +82,9 @@ async def _deliver(res: Resources, lease: leases.Lease) -> None:
     if asset is None or asset["state"] == AssetState.STORED:
         async with transaction(res) as session:
             await leases.finish(session, lease)
+        return
+    if is_poison(lease):
+        await hold_poison(res, lease)
         return
     try:
         async with _kept_leased(res, lease):

@@ -1,7 +1,7 @@
-"""Fetching one finished image from the upstream's storage, while its link lives.
+"""Fetching one finished file from the upstream's storage, while its link lives: an image, mostly.
 
-Owns which hosts an image may come from, what counts as an image, and every bound on reading it. Must not know where
-the image goes, nor what happens to its task.
+Owns which hosts a file may come from, which kinds we store, and every bound on reading it. Must not know where the
+file goes, nor what happens to its task.
 """
 
 import contextlib
@@ -15,10 +15,12 @@ import httpx
 from app.lib.clock import Clock
 from app.lib.guard import AddressRefused, UrlRefused, port_of
 from app.lib.http import Outside
+from app.upstream.results import link_extension
 
 # Result storage changes without notice (dashscope-api.md 8.1), so a pattern and the account's own hosts, no fixed list.
 RESULT_HOST = re.compile(r"dashscope-[a-z0-9-]+\.oss-[a-z0-9-]+\.aliyuncs\.com")
 IMAGE_MAX_BYTES = 50 * 1024 * 1024
+FILM_MAX_BYTES = 2 * 1024 * 1024 * 1024
 TOTAL_SECONDS = 15 * 60.0
 FLOOR_BYTES_PER_SECOND = 10 * 1024
 FLOOR_SECONDS = 60.0
@@ -71,6 +73,7 @@ class Limits:
 
     file_hosts: Collection[str] = ()
     max_bytes: int = IMAGE_MAX_BYTES
+    max_film_bytes: int = FILM_MAX_BYTES
     total_seconds: float = TOTAL_SECONDS
     floor_bytes_per_second: int = FLOOR_BYTES_PER_SECOND
     floor_seconds: float = FLOOR_SECONDS
@@ -82,6 +85,14 @@ class Kind:
 
     content_type: str
     extension: str
+
+
+FILM = Kind("video/mp4", "mp4")
+_BLANK = b"\xef\xbb\xbf \t\r\n"
+_BY_NAME: dict[str, tuple[tuple[bytes, ...], Kind]] = {
+    "svg": ((b"<svg", b"<?xml"), Kind("image/svg+xml", "svg")),
+    "json": ((b"{", b"["), Kind("application/json", "json")),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +157,10 @@ async def open_source(
         # The `yield` stays outside: what the caller's own calls raise in there is not the source's fault.
         with _our_words(link):
             answer = await stack.enter_async_context(outside.exchange("GET", link, total_seconds=limits.total_seconds))
-        size_bytes = _checked_size(answer, limits.max_bytes)
+        promised = link_extension(link)
+        size_bytes = _checked_size(answer, limits.max_film_bytes if promised == FILM.extension else limits.max_bytes)
         chunks = _paced(_in_our_words(answer.aiter_raw(), link), limits, clock=clock)
-        head, kind = await _recognised(chunks)
+        head, kind = await _recognised(chunks, promised)
         yield Source(kind, size_bytes, chunks=_with_head(head, chunks))
 
 
@@ -240,19 +252,19 @@ async def _paced(chunks: AsyncIterator[bytes], limits: Limits, *, clock: Clock) 
         yield chunk
 
 
-async def _recognised(chunks: AsyncIterator[bytes]) -> tuple[bytes, Kind]:
-    """Read enough to know the kind; return what was read and the kind."""
+async def _recognised(chunks: AsyncIterator[bytes], promised: str) -> tuple[bytes, Kind]:
+    """Read enough to know the kind; return what was read and the kind. `promised` is the ending in the link."""
     head = b""
     async for chunk in chunks:
         head += chunk
         if len(head) >= _HEAD_BYTES:
             break
-    if kind := kind_of(head):
+    if kind := kind_of(head) or _other_kind_of(head, promised):
         return head, kind
-    if not head or head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<", b"{")):
+    if not head or head.lstrip(_BLANK).startswith((b"<", b"{")):
         # An error page with status 200: the image is probably there and some box on the way is in trouble.
         raise SourceFault("a page came instead of an image")
-    raise SourceRefused("kind", "not a PNG, JPEG or WebP")
+    raise SourceRefused("kind", "not a PNG, JPEG or WebP, nor what its name promises")
 
 
 def kind_of(head: bytes) -> Kind | None:
@@ -268,6 +280,21 @@ def kind_of(head: bytes) -> Kind | None:
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
         return Kind("image/webp", "webp")
     return None
+
+
+def _other_kind_of(head: bytes, promised: str) -> Kind | None:
+    r"""Tell the kind of a film, a drawing or a text; the last two begin as error pages do, so their name must promise
+    them.
+
+    >>> _other_kind_of(b"\x00\x00\x00\x1cftypisom", "mp4").content_type, _other_kind_of(b'{"code":', "png") is None
+    ('video/mp4', True)
+    """
+    if head[4:8] == b"ftyp":
+        return FILM
+    if promised not in _BY_NAME:
+        return None
+    begins, kind = _BY_NAME[promised]
+    return kind if head.lstrip(_BLANK).startswith(begins) else None
 
 
 async def _with_head(head: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -15,6 +15,8 @@ from app.models.assets import AssetState
 from app.resources import Resources
 from app.routing.accounts import get_account
 
+IN_LINE_SECONDS = 60.0  # a slow reader in front keeps the others waiting for so long at most
+
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
@@ -30,18 +32,43 @@ class OpenFile:
 async def open_asset(res: Resources, asset_id: UUID) -> AsyncIterator[OpenFile]:
     """Open an asset's bytes.
 
+    Of all who want a file that is not stored yet, one after another reads it from the upstream; whoever stood in line
+    looks again, as it may be stored by then.
+
     Raises:
         NotFound: there is no such asset.
         Gone: it was never stored, and the upstream's link is dead or leads to no file we pass on.
-        FileAway: its storage does not give it now.
+        FileAway: its storage does not give it now, or others read it from the upstream for long.
     """
+    asset = await _find(res, asset_id)
+    if asset["state"] != AssetState.STORED:
+        async with _in_line(res, asset_id):
+            asset = await _find(res, asset_id)
+            if asset["state"] != AssetState.STORED:
+                async with _from_upstream(res, asset) as file:
+                    yield file
+                return
+    async with _from_place(res, asset) as file:
+        yield file
+
+
+async def _find(res: Resources, asset_id: UUID) -> RowMapping:
     async with reading(res) as session:
         asset = await store.find_asset_all_teams(session, asset_id)
     if asset is None:
         raise NotFound("There is no such file.")
-    opened = _from_place(res, asset) if asset["state"] == AssetState.STORED else _from_upstream(res, asset)
-    async with opened as file:
-        yield file
+    return asset
+
+
+@contextlib.asynccontextmanager
+async def _in_line(res: Resources, asset_id: UUID) -> AsyncIterator[None]:
+    """Stand in line for the only place from which a file is read from the upstream in this process."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(res.lines.first_in(f"asset:{asset_id}", timeout_seconds=IN_LINE_SECONDS))
+        except TimeoutError:
+            raise FileAway() from None
+        yield
 
 
 @contextlib.asynccontextmanager

@@ -1,43 +1,52 @@
 """Writing ledger lines, inside the transaction of the fact they follow from. Owns which kinds there are lines for."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import RowMapping
-
 from app.ledger import store
-from app.lib.db import Session
+from app.lib.db import AnySession
 from app.lib.ids import new_id
 from app.models.ledger import EntryKind
 from app.upstream.results import Usage
 
 
 async def record_usage(
-    session: Session, task: RowMapping, usages: Iterable[Usage], *, request_id: str, at: datetime, zone: ZoneInfo
+    session: AnySession,
+    task: Mapping[str, Any],
+    usages: Iterable[Usage],
+    *,
+    request_id: str,
+    at: datetime,
+    zone: ZoneInfo,
 ) -> None:
     """Write one line per counted unit of a task that the upstream reported; written once, however often called."""
     for usage in usages:
         await _record(session, task, EntryKind.USAGE, usage=usage, request_id=request_id, at=at.astimezone(zone))
 
 
-async def record_presumed(session: Session, task: RowMapping, *, unit: str, at: datetime, zone: ZoneInfo) -> None:
+async def record_presumed(
+    session: AnySession, task: Mapping[str, Any], *, unit: str, at: datetime, zone: ZoneInfo
+) -> None:
     """Write what an expired task may have cost: the most it could make, apart from the bill."""
     usage = Usage(unit, Decimal(task["most"]))
     await _record(session, task, EntryKind.PRESUMED, usage=usage, request_id=None, at=at.astimezone(zone))
 
 
-async def record_uncertain(session: Session, task: RowMapping, *, unit: str, at: datetime, zone: ZoneInfo) -> None:
+async def record_uncertain(
+    session: AnySession, task: Mapping[str, Any], *, unit: str, at: datetime, zone: ZoneInfo
+) -> None:
     """Write what a task of unknown outcome may have cost: the most it could make, apart from the bill."""
     usage = Usage(unit, Decimal(task["most"]))
     await _record(session, task, EntryKind.UNCERTAIN, usage=usage, request_id=None, at=at.astimezone(zone))
 
 
 async def _record(
-    session: Session,
-    task: RowMapping,
+    session: AnySession,
+    task: Mapping[str, Any],
     kind: EntryKind,
     *,
     usage: Usage,
@@ -65,7 +74,5 @@ async def _record(
         "upstream_request_id": request_id,
         "billed_at": at,
     }
-    if not await store.insert_entry(session, values):
-        return None
-    await store.add_to_day(session, at.date(), values)
-    return entry_id
+    written = await store.insert_entry(session, {**values, "day": at.date()})
+    return entry_id if written else None

@@ -1,39 +1,37 @@
 """SQL of the ledger: lines are inserted, never changed; day sums are written in the same transaction."""
 
 from collections.abc import Sequence
-from datetime import date, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Date, RowMapping, and_, cast, func, or_, select, text
-from sqlalchemy.dialects.postgresql import insert
 
-from app.lib.db import Session
+from app.lib.db import AnySession, Session, Statement, fetch
 from app.models import LedgerEntry, Team
 
-_ADD_TO_DAY = text("""
-    INSERT INTO usage_daily (day, team_id, api_key_id, region, model, tag, unit, kind, quantity, entries)
-    VALUES (:day, :team_id, :api_key_id, :region, :model, :tag, :unit, :kind, :quantity, 1)
-    ON CONFLICT (day, team_id, api_key_id, region, model, tag, unit, kind) DO UPDATE
-    SET quantity = usage_daily.quantity + excluded.quantity, entries = usage_daily.entries + 1
+# A line that is there already stays as it is, and is not added to its day again.
+_INSERT_ENTRY = Statement("""
+    WITH line AS (
+        INSERT INTO ledger_entries (id, kind, team_id, api_key_id, task_id, tag, account_id, main_account, region,
+                                    model, unit, tier, quantity, flag, upstream_task_id, upstream_request_id, billed_at)
+        VALUES (:id, :kind, :team_id, :api_key_id, :task_id, :tag, :account_id, :main_account, :region, :model,
+                :unit, :tier, :quantity, :flag, :upstream_task_id, :upstream_request_id, :billed_at)
+        ON CONFLICT (task_id, unit, tier) WHERE kind <> 'correction' DO NOTHING
+        RETURNING team_id, api_key_id, region, model, tag, unit, kind, quantity
+    ), day AS (
+        INSERT INTO usage_daily (day, team_id, api_key_id, region, model, tag, unit, kind, quantity, entries)
+        SELECT cast(:day AS date), team_id, api_key_id, region, model, tag, unit, kind, quantity, 1 FROM line
+        ON CONFLICT (day, team_id, api_key_id, region, model, tag, unit, kind) DO UPDATE
+        SET quantity = usage_daily.quantity + excluded.quantity, entries = usage_daily.entries + 1
+    )
+    SELECT 1 FROM line
 """)
 
 
-async def insert_entry(session: Session, values: dict[str, Any]) -> bool:
-    """Write a line; False: (task, unit, tier) has one already, which stays as it is."""
-    statement = insert(LedgerEntry).values(values)
-    done = await session.execute(
-        statement.on_conflict_do_nothing(
-            index_elements=["task_id", "unit", "tier"], index_where=text("kind <> 'correction'")
-        )
-    )
-    return done.rowcount == 1
-
-
-async def add_to_day(session: Session, day: date, values: dict[str, Any]) -> None:
-    """Add a line to its day's sums."""
-    names = ("team_id", "api_key_id", "region", "model", "tag", "unit", "kind", "quantity")
-    await session.execute(_ADD_TO_DAY, {"day": day, **{name: values[name] for name in names}})
+async def insert_entry(session: AnySession, values: dict[str, Any]) -> bool:
+    """Write a line and add it to the sums of its day; False: (task, unit, tier) has one already, which stays."""
+    return bool(await fetch(session, _INSERT_ENTRY, values))
 
 
 async def read_task_entries(session: Session, team_id: UUID, task_id: UUID) -> Sequence[RowMapping]:

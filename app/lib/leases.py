@@ -12,13 +12,16 @@ from uuid import UUID
 
 from sqlalchemy import RowMapping, text
 
-from app.lib.db import Session
+from app.lib.db import AnySession, Session, Statement, fetch, run
 from app.lib.ids import new_id
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A claim on one row of work. `ends_monotonic` is when we must stop acting, by this process's own clock."""
+    """A claim on one row of work. `ends_monotonic` is when we must stop acting, by this process's own clock.
+
+    `was_lost`: whoever held it before let its lease lapse, and may have died of this work.
+    """
 
     kind: str
     key: str
@@ -28,9 +31,10 @@ class Lease:
     team_id: UUID | None
     deadline_at: datetime | None
     ends_monotonic: float
+    was_lost: bool = False
 
 
-_ENQUEUE = text("""
+_ENQUEUE = Statement("""
     INSERT INTO work (kind, key, account_id, team_id, due_at, deadline_at, priority, epoch)
     VALUES (:kind, :key, :account_id, :team_id,
             coalesce(cast(:due_at AS timestamptz), cast(:now AS timestamptz), now()), :deadline_at, :priority, :epoch)
@@ -39,7 +43,7 @@ _ENQUEUE = text("""
 
 _CLAIM = text("""
     WITH due AS (
-        SELECT kind, key FROM work
+        SELECT kind, key, lease_id IS NOT NULL AS was_lost FROM work
         WHERE kind = :kind AND due_at <= coalesce(cast(:now AS timestamptz), now())
         ORDER BY priority DESC, due_at
         LIMIT :limit
@@ -52,7 +56,8 @@ _CLAIM = text("""
         epoch = work.epoch + 1,
         attempts = work.attempts + 1
     FROM due WHERE work.kind = due.kind AND work.key = due.key
-    RETURNING work.kind, work.key, work.epoch, work.attempts, work.account_id, work.team_id, work.deadline_at
+    RETURNING work.kind, work.key, work.epoch, work.attempts, work.account_id, work.team_id, work.deadline_at,
+              due.was_lost
 """)
 
 _RENEW = text("""
@@ -68,11 +73,16 @@ _SNOOZE = text("""
     WHERE kind = :kind AND key = :key AND epoch = :epoch
 """)
 
-_FINISH = text("DELETE FROM work WHERE kind = :kind AND key = :key AND epoch = :epoch")
+_FINISH = Statement("DELETE FROM work WHERE kind = :kind AND key = :key AND epoch = :epoch RETURNING 1")
+
+_COUNT = text("""
+    SELECT count(*) AS rows, count(*) FILTER (WHERE due_at > coalesce(cast(:now AS timestamptz), now())) AS held
+    FROM work WHERE kind = :kind
+""")
 
 
 async def enqueue(
-    session: Session,
+    session: AnySession,
     kind: str,
     *,
     key: str,
@@ -88,7 +98,8 @@ async def enqueue(
 
     `epoch` is given where the key had work before: epochs must go on growing, or an old lease would fit again.
     """
-    await session.execute(
+    await run(
+        session,
         _ENQUEUE,
         {
             "kind": kind,
@@ -123,6 +134,12 @@ async def renew(session: Session, lease: Lease, *, lease_seconds: float, now: da
     return done.rowcount == 1
 
 
+async def count(session: Session, kind: str, *, now: datetime | None = None) -> tuple[int, int]:
+    """Count the rows of a kind, and those of them that are not due: held, where work of that kind is due at once."""
+    found = (await session.execute(_COUNT, {"kind": kind, "now": now})).one()
+    return found.rows, found.held
+
+
 def lengthened(lease: Lease, *, ends_monotonic: float) -> Lease:
     """Return a renewed lease as its holder knows it."""
     return replace(lease, ends_monotonic=ends_monotonic)
@@ -142,10 +159,9 @@ async def snooze(
     return done.rowcount == 1
 
 
-async def finish(session: Session, lease: Lease) -> bool:
+async def finish(session: AnySession, lease: Lease) -> bool:
     """Delete finished work; False: it is not ours any more."""
-    done = await session.execute(_FINISH, _named(lease))
-    return done.rowcount == 1
+    return bool(await fetch(session, _FINISH, _named(lease)))
 
 
 def lease_from(row: RowMapping, *, ends_monotonic: float) -> Lease:
@@ -159,6 +175,7 @@ def lease_from(row: RowMapping, *, ends_monotonic: float) -> Lease:
         team_id=row["team_id"],
         deadline_at=row["deadline_at"],
         ends_monotonic=ends_monotonic,
+        was_lost=bool(row.get("was_lost", False)),
     )
 
 

@@ -16,8 +16,19 @@ UPSTREAM_CALLS = Counter(
     "Calls to the upstream, by operation and what came of them.",
     ["operation", "outcome"],
 )
+FINISH_SEEN_SECONDS = Histogram(
+    "dashgate_finish_seen_seconds",
+    "Time from a task's end upstream until it was seen, by the upstream's own durations.",
+    buckets=(0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 900, 3600, 21600),
+)
 TASKS_FINISHED = Counter("dashgate_tasks_finished_total", "Tasks that ended, by final state.", ["state"])
 TASKS_RESCUED = Counter("dashgate_tasks_rescued_total", "Marked tasks whose sender died; they became doubtful.")
+DOUBTS_SETTLED = Counter("dashgate_doubts_settled_total", "Doubts that ended, by verdict.", ["verdict"])
+TASKS_POISONED = Counter("dashgate_tasks_poisoned_total", "Work given up because five processes died of it.")
+UPSTREAM_ORPHANS = Counter("dashgate_upstream_orphans_total", "Upstream tasks under our keys that are nobody's.")
+UPSTREAM_ODDITIES = Counter(
+    "dashgate_upstream_oddities_total", "Things the upstream said of tasks that it never should, by kind.", ["kind"]
+)
 LEASES_LOST = Counter(
     "dashgate_leases_lost_total", "Write-backs that found their lease gone, by kind of work.", ["kind"]
 )

@@ -7,9 +7,11 @@ from app.models.accounts import Account, AccountKey, AccountKeyModel, AccountMod
 from app.models.assets import Asset
 from app.models.base import Base
 from app.models.destinations import Destination, Place
+from app.models.doubts import Doubt
 from app.models.idempotency import IdempotencyKey
 from app.models.installation import Installation
 from app.models.ledger import LedgerEntry, UsageDaily
+from app.models.queues import QueuePosition, QueueTurn
 from app.models.tasks import Task, TaskBody, TaskEvent, UpstreamOrphan
 from app.models.teams import ApiKey, Team
 from app.models.uploads import Upload
@@ -25,10 +27,13 @@ __all__ = [
     "Asset",
     "Base",
     "Destination",
+    "Doubt",
     "IdempotencyKey",
     "Installation",
     "LedgerEntry",
     "Place",
+    "QueuePosition",
+    "QueueTurn",
     "Task",
     "TaskBody",
     "TaskEvent",

@@ -94,4 +94,8 @@ class AccountModel(Base):
     next_submit_at: Mapped[datetime | None]  # the pace: the next create leaves no earlier; moved by accept and dispatch
     paused_until: Mapped[datetime | None]  # after a lost answer 5 s, after a 429 longer: no room until then
     backoff: Mapped[int] = mapped_column(server_default="0")  # refusals (429) in a row; the pause after each is longer
+    # the pace after a refusal or a loss, from when it grows again by itself (room.pace_now); written with each of them
+    slowed_to: Mapped[Decimal | None]
+    slowed_at: Mapped[datetime | None]
+    turn: Mapped[float] = mapped_column(server_default="0")  # virtual time of the queue: where a team that comes begins
     learned_seconds: Mapped[float | None]  # a moving average from receipt to finish; written with each success

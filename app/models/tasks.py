@@ -73,6 +73,12 @@ class Task(Base):
         Index("ix_tasks_open", "main_account", "region", "model", "state", postgresql_where=text(f"state IN ({OPEN})")),
         # what the account's owner reads
         Index("ix_tasks_polled", "main_account", "region", postgresql_where=text("state IN ('pending', 'running')")),
+        # the queue of each team at each model, oldest first; also counts a team's queue against its cap
+        Index(
+            "ix_tasks_queue",
+            *("team_id", "main_account", "region", "model", "id"),
+            postgresql_where=text("state = 'queued'"),
+        ),
         Index("ix_tasks_queued", "queue_deadline_at", postgresql_where=text("state = 'queued'")),
         Index("ix_tasks_doubtful", "sent_at", postgresql_where=text("state = 'doubtful'")),
         Index("ix_tasks_delivering", "grace_until", postgresql_where=text("state = 'delivering'")),
@@ -117,6 +123,8 @@ class Task(Base):
     # its caller left without an answer: the same request from the same key adopts it within ten minutes
     unanswered_at: Mapped[datetime | None]
     refused_inline: Mapped[bool] = mapped_column(server_default=text("false"))  # refused in the create's own answer
+    # what the upstream said of it that no upstream should: fixed words, the first time; written by tasks/oddities.py
+    oddity: Mapped[str | None]
     needs_operator: Mapped[bool] = mapped_column(server_default=text("false"))  # a stolen id, or a poison task
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     queue_deadline_at: Mapped[datetime]  # a queued task fails with Dashgate.QueueTimeout then
@@ -155,7 +163,8 @@ class TaskEvent(Base):
 
 
 class UpstreamOrphan(Base):
-    """An upstream task that is nobody's: a receipt whose task had moved on, or an id that was already another's."""
+    """An upstream task that is nobody's: a receipt whose task had moved on, an id that was already another's, or one
+    that the upstream's list shows under our keys and no attempt of ours can have made."""
 
     __tablename__ = "upstream_orphans"
     __table_args__ = (

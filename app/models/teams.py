@@ -17,6 +17,8 @@ class Team(Base):
     __table_args__ = (
         CheckConstraint("slug ~ '^[a-z0-9][a-z0-9-]{0,62}$'", name="slug_form"),
         CheckConstraint("rps > 0", name="rps_positive"),
+        CheckConstraint("weight > 0", name="weight_positive"),
+        CheckConstraint("max_queued > 0 AND queue_deadline_seconds > 0", name="caps_positive"),
         CheckConstraint("cardinality(regions) > 0 AND default_region = ANY (regions)", name="default_region_allowed"),
     )
 
@@ -29,6 +31,10 @@ class Team(Base):
     hold: Mapped[bool] = mapped_column(server_default=text("false"))  # queue while every account is at fault, or 503
     allow_unlisted_models: Mapped[bool] = mapped_column(server_default=text("false"))
     rps: Mapped[Decimal | None]  # creates and sync calls a second; null: no limit of its own
+    weight: Mapped[int] = mapped_column(server_default="1")  # its share of the sends while several teams wait
+    max_queued: Mapped[int | None]  # the most of its tasks that may wait; null: no cap
+    queue_deadline_seconds: Mapped[int | None]  # how long a task of its may wait; null: the setting decides
+    resubmit: Mapped[bool] = mapped_column(server_default=text("false"))  # a task proven absent upstream is sent again
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
 
 

@@ -13,12 +13,15 @@ class Work(Base):
     """Due work. Written only through lib/leases.py and the claims in tasks/store.py.
 
     Kinds: `account` (key main_account/region: list sweeps, result reads), `submit` (task), `deliver` (asset),
-    `webhook` (event, endpoint), `chore` (name). A row is deleted when its work is finished.
+    `webhook` (event, endpoint), `chore` (name), `owner` (a process that polls: due
+    when it has gone silent). A row is deleted when its work is finished.
     """
 
     __tablename__ = "work"
     __table_args__ = (
         Index("ix_work_due", "kind", text("priority DESC"), "due_at"),
+        # queued work that somebody waits for on a connection: few, and sent first
+        Index("ix_work_waited", "team_id", "key", postgresql_where=text("kind = 'submit' AND priority > 0")),
         {
             # hot and short-lived: room for updates in the page, and vacuum long before a scan notices
             "postgresql_with": {

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from app.errors import Throttled
 from app.resources import Resources
 from app.tasks.accept import Accepted, Call, NoRoom, accept
+from app.tasks.leaving import Leaving
 from app.teams.authenticate import Caller
 
 ASK_AGAIN_SECONDS = 0.2
@@ -21,11 +22,11 @@ class Patience:
     """How long a caller waits for its call to leave: until an instant of the monotonic clock, or its own leaving."""
 
     until: float
-    left: asyncio.Event
+    left: Leaving
 
     def is_over(self, res: Resources) -> bool:
-        """Tell whether the call need not leave any more."""
-        return self.left.is_set() or res.clock.monotonic() >= self.until
+        """Tell whether the call need not leave any more; a process that is stopping begins none."""
+        return self.left.is_set() or res.waiters.is_ending or res.clock.monotonic() >= self.until
 
 
 async def enter(res: Resources, caller: Caller, call: Call, *, patience: Patience) -> Accepted:
@@ -36,7 +37,7 @@ async def enter(res: Resources, caller: Caller, call: Call, *, patience: Patienc
         DashgateError, DatabaseAway: as `accept`.
     """
     with contextlib.suppress(NoRoom):
-        return await accept(res, caller, call)
+        return await accept(res, caller, call, left=patience.left)
     left_seconds = max(0.0, patience.until - res.clock.monotonic())
     with contextlib.suppress(TimeoutError):
         async with res.lines.first_in(f"{caller.team}:{call.model}", timeout_seconds=left_seconds):
@@ -44,5 +45,5 @@ async def enter(res: Resources, caller: Caller, call: Call, *, patience: Patienc
             while not patience.is_over(res):
                 await asyncio.sleep(ASK_AGAIN_SECONDS)
                 with contextlib.suppress(NoRoom):
-                    return await accept(res, caller, call)
+                    return await accept(res, caller, call, left=patience.left)
     raise Throttled()

@@ -59,6 +59,7 @@ class AccountInfo:
     workspace: str | None
     file_hosts: tuple[str, ...]
     weight: int
+    exclusive: bool  # the operator's word: nobody else calls with its main account
     serving: Serving
     paused_until: datetime | None
     paused_reason: str | None
@@ -174,7 +175,7 @@ def upstream_of(res: Resources, account: AccountInfo, *, key: UpstreamKey | None
     key = key or account.any_key(res.clock.now())
     if key is None:
         raise UpstreamAccountAtFault()
-    return Upstream(res.outside.client, res.outside.long_client, account.base_url, account.workspace, key.secret)
+    return Upstream(res.outside, account.base_url, account.workspace, key.secret)
 
 
 async def limit_model(res: Resources, name: str, model: str, *, rps: float, running: int) -> None:
@@ -272,6 +273,7 @@ def _account(row: RowMapping, keys: Sequence[UpstreamKey]) -> AccountInfo:
         workspace=row["workspace"],
         file_hosts=tuple(row["file_hosts"]),
         weight=row["weight"],
+        exclusive=row["exclusive"],
         serving=Serving(row["serving"]),
         paused_until=row["paused_until"],
         paused_reason=row["paused_reason"],

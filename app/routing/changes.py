@@ -22,6 +22,7 @@ class AccountChange:
     """What `account set` was told; None is no change, an empty `workspace` takes it away."""
 
     weight: int | None = None
+    exclusive: bool | None = None
     base_url: str | None = None
     workspace: str | None = None
     main_account: str | None = None
@@ -117,6 +118,8 @@ def _values(change: AccountChange, account: RowMapping) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if change.weight is not None:
         values["weight"] = change.weight
+    if change.exclusive is not None:
+        values["exclusive"] = change.exclusive
     if change.base_url is not None:
         values["base_url"] = change.base_url.rstrip("/")
     if change.workspace is not None:

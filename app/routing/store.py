@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -14,12 +15,18 @@ from app.models.tasks import OPEN
 
 _NOW = "coalesce(cast(:now AS timestamptz), now())"
 
+_READ_MODEL = Statement(f"""
+    SELECT rps, running, buffer, next_submit_at, paused_until, backoff, slowed_to, slowed_at, turn, learned_seconds,
+           {_NOW} AS now, coalesce(paused_until > {_NOW}, false) AS paused
+    FROM account_models WHERE main_account = :main_account AND region = :region AND model = :model
+""")  # noqa: S608 -- the only thing put in is our own constant
+
 _LOCK_MODEL = Statement(f"""
-    SELECT rps, running, buffer, next_submit_at, paused_until, backoff, learned_seconds, {_NOW} AS now,
-           coalesce(paused_until > {_NOW}, false) AS paused
+    SELECT rps, running, buffer, next_submit_at, paused_until, backoff, slowed_to, slowed_at, learned_seconds,
+           {_NOW} AS now, coalesce(paused_until > {_NOW}, false) AS paused
     FROM account_models WHERE main_account = :main_account AND region = :region AND model = :model
     FOR UPDATE
-""")  # noqa: S608 -- the only thing put in is our own constant
+""")  # noqa: S608
 
 _MAKE_MODEL = Statement("""
     INSERT INTO account_models (main_account, region, model, rps, running, buffer)
@@ -177,6 +184,14 @@ async def lock_model(
     raise LookupError(f"account_models has no row for {model_key}")
 
 
+async def find_model(
+    session: AnySession, model_key: dict[str, str], *, now: datetime | None
+) -> Mapping[str, Any] | None:
+    """Read a model's limits on a main account without locking them; None: nothing was ever sent there."""
+    rows = await fetch(session, _READ_MODEL, {**model_key, "now": now})
+    return rows[0] if rows else None
+
+
 async def count_room(
     session: AnySession, model_key: dict[str, str], *, doubtful_seconds: float, now: datetime | None
 ) -> Mapping[str, Any]:
@@ -190,7 +205,14 @@ async def set_next_submit(session: AnySession, model_key: dict[str, str], *, nex
     await run(session, _NEXT_SUBMIT, {**model_key, "next_submit_at": next_submit_at})
 
 
-async def set_pace(session: Session, model_key: dict[str, str], **values: Any) -> None:
+async def set_pace(session: AnySession, model_key: dict[str, str], **values: Any) -> None:
     """Write what else was decided under the model's lock: `backoff`, `paused_until`, `learned_seconds`, the pace."""
-    where = [getattr(AccountModel, name) == value for name, value in model_key.items()]
-    await session.execute(update(AccountModel).where(*where).values(**values))
+    await run(session, _set_columns(tuple(sorted(values))), {**model_key, **values})
+
+
+@lru_cache(maxsize=16)
+def _set_columns(columns: tuple[str, ...]) -> Statement:
+    """Return the statement that sets these columns of a model; their names are this house's own."""
+    sets = ", ".join(f"{column} = :{column}" for column in columns)
+    where = "main_account = :main_account AND region = :region AND model = :model"
+    return Statement(f"UPDATE account_models SET {sets} WHERE {where}")  # noqa: S608

@@ -37,6 +37,7 @@ def create_front(exchange: Exchange) -> Starlette:
             route(f"{base}/tasks/{{part}}", Operation.QUERY, service.query),
             route(f"{base}/tasks/{{part}}/", Operation.QUERY, service.query),
             route(f"{base}/tasks/{{part}}/cancel", Operation.CANCEL, service.cancel, methods=("POST",)),
+            route(f"{base}/tasks/{{part}}/cancel/", Operation.CANCEL, service.cancel, methods=("POST",)),
             route(f"{base}/uploads", Operation.UPLOAD_POLICY, upload_calls.give_policy),
             route(f"{base}/uploads/", Operation.UPLOAD_POLICY, upload_calls.give_policy),
             route("/oss/{region}/{part:path}", Operation.UPLOAD, upload_calls.take_file, methods=("POST",)),

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import structlog
 
-from app.errors import InvalidParameter, ModelNotFound, UpstreamAccountAtFault, UpstreamRefused
+from app.errors import InvalidParameter, ModelNotFound, Throttled, UpstreamAccountAtFault, UpstreamRefused
 from app.lib.db import DatabaseAway, DirectSession, direct_transaction, hold_on, transaction
 from app.lib.ids import new_id
 from app.models.tasks import Mode, State, UpstreamCall
@@ -25,11 +25,12 @@ from app.routing import room
 from app.routing.accounts import AccountInfo, UpstreamKey, all_accounts
 from app.routing.catalogue import Offer, load_catalogue, most_units, unlisted_offer
 from app.routing.choice import Candidate, Wish, choose
-from app.routing.ways import Asked, Way, serves_path
-from app.tasks import store
+from app.routing.ways import Asked, Way, find_way, serves_path
+from app.tasks import store, store_queue
 from app.tasks.attempts import Attempt, InlineWait, call_seconds, lease_seconds
 from app.tasks.finish import finish_with_work
 from app.tasks.keep import LARGE_BYTES, seal_request
+from app.tasks.leaving import Leaving, marked_when_left, settle_marks
 from app.tasks.resend import Resent, Twin, find_twin, hash_of, take_twin
 from app.tasks.submit import Sent, send
 from app.teams.authenticate import Caller, check_model
@@ -40,6 +41,7 @@ log = structlog.get_logger()
 
 TAG_MAX_CHARS = 100
 WAITED_PRIORITY = 10  # of queued work that somebody waits for on a connection
+FULL_RETRY_SECONDS = 5.0  # told to a team whose queue is full
 WAIT_LIFE_SECONDS = 60.0  # a waiting process says so again before this (waiting.py)
 
 
@@ -93,7 +95,7 @@ class NoRoom(Exception):
     """A relay found no room upstream; nothing was written."""
 
 
-async def accept(res: Resources, caller: Caller, call: Call) -> Accepted:
+async def accept(res: Resources, caller: Caller, call: Call, *, left: Leaving | None = None) -> Accepted:
     """Make a task of a call, and send it at once when there is room.
 
     1. Choose region, account and way; pack and seal the request.
@@ -106,13 +108,15 @@ async def accept(res: Resources, caller: Caller, call: Call) -> Accepted:
 
     When the commit of 2 breaks off, nobody knows whether the row is there: it is withdrawn (a later commit), so that
     the caller may try again without paying twice. A crash after 2 leaves a queued task, which dispatch sends, or a
-    marked one, which rescue takes up when its lease lapses. A client that hangs up changes nothing.
+    marked one, which rescue takes up when its lease lapses. A client that hangs up changes nothing; where `left` tells
+    of it, the task is marked at once, and the same request gets it.
 
     Raises:
         AccessDenied, ModelNotFound, InvalidParameter, IdempotencyMismatch: nothing was stored.
         UpstreamAccountAtFault: no account can take it now; nothing was stored, or the row is `refused_inline`.
         UpstreamRefused: the upstream refused it while we waited; the row is `refused_inline`.
         NoRoom: a relay, and no room upstream; nothing was stored.
+        Throttled: it would have to wait, and its team has as much waiting as it may; nothing was stored.
         DatabaseAway: nothing was sent.
     """
     check_model(caller, call.model)
@@ -128,16 +132,20 @@ async def accept(res: Resources, caller: Caller, call: Call) -> Accepted:
         return Accepted(twin.task_id, twin.mode, is_twin=True)
     task_id = new_id()
     new = NewTask(task_id, caller, call, offer, way, account, key, await seal_request(res, task_id, call.body))
+    await settle_marks(res, call.resent)
     made = await _commit(res, new)
     if isinstance(made, Twin):
         log.info("task.resent", task=str(made.task_id), by_key=call.idempotency_key is not None)
         return Accepted(made.task_id, made.mode, is_twin=True)
     log.info("task.accepted", task=str(new.id), model=call.model, region=account.region, inline=made is not None)
+    if way.mode is Mode.RELAY:
+        return Accepted(new.id, way.mode, attempt=made)
     if made is None:
         res.signals.wake("submit")
-    elif way.mode is not Mode.RELAY:
-        await _send_and_wait(res, caller, made)
-    return Accepted(new.id, way.mode, attempt=made if way.mode is Mode.RELAY else None)
+    async with marked_when_left(res, new.id, request=call.resent, left=left or Leaving()):
+        if made is not None:
+            await _send_and_wait(res, new, made)
+    return Accepted(new.id, way.mode)
 
 
 def _offer(res: Resources, caller: Caller, call: Call) -> Offer:
@@ -147,7 +155,8 @@ def _offer(res: Resources, caller: Caller, call: Call) -> Offer:
             return unlisted_offer(call.asked.path.strip("/"), is_async=call.asked.is_async)
         raise ModelNotFound()
     if not serves_path(offer, call.asked.path):
-        paths = " or ".join(f"/api/v1/services/{path}" for path in (offer.path, offer.sync_path) if path)
+        known = dict.fromkeys(path for path in (offer.path, offer.sync_path) if path)
+        paths = " or ".join(f"/api/v1/services/{path}" for path in known)
         raise InvalidParameter(f"url error, please check url: this model is called at {paths}.")
     return offer
 
@@ -242,6 +251,8 @@ async def _record(session: DirectSession, res: Resources, new: NewTask) -> Twin 
     slot, now = await _take_slot(session, res, new)
     if slot is None and new.way.mode is Mode.RELAY:
         raise NoRoom()
+    if slot is None and new.caller.max_queued is not None:
+        await _refuse_when_full(session, new.caller, most=new.caller.max_queued)
     place_id = await store.insert_task(session, _row(res, new, slot=slot, now=now))
     if slot is None or new.key is None or now is None:
         return None
@@ -264,6 +275,12 @@ async def _record(session: DirectSession, res: Resources, new: NewTask) -> Twin 
         wait_seconds=wait_seconds,
         ends_monotonic=res.clock.monotonic() + wait_seconds + lease_seconds(res.settings, new.way.upstream_call),
     )
+
+
+async def _refuse_when_full(session: DirectSession, caller: Caller, *, most: int) -> None:
+    """Refuse what would wait longer in line than its team's cap; where a model's lock is held, the count is exact."""
+    if await store_queue.is_full(session, caller.team_id, most=most):
+        raise Throttled(FULL_RETRY_SECONDS)
 
 
 async def _take_slot(session: DirectSession, res: Resources, new: NewTask) -> tuple[datetime | None, datetime | None]:
@@ -303,7 +320,7 @@ def _row(res: Resources, new: NewTask, *, slot: datetime | None, now: datetime |
         "tag": call.tag,
         "most": most_units(new.offer, call.parameters),
         "request_id": call.request_id,
-        "queue_seconds": float(res.settings.queue_deadline_seconds),
+        "queue_seconds": float(new.caller.queue_deadline_seconds or res.settings.queue_deadline_seconds),
         "sent_at": slot,
         "call_seconds": float(call_seconds(res.settings, way.upstream_call)),
         "headers": json.dumps(call.headers),
@@ -316,12 +333,12 @@ def _row(res: Resources, new: NewTask, *, slot: datetime | None, now: datetime |
     }
 
 
-async def _send_and_wait(res: Resources, caller: Caller, attempt: Attempt) -> None:
+async def _send_and_wait(res: Resources, new: NewTask, attempt: Attempt) -> None:
     """Send inline: the client waits a little, the call goes on without it.
 
     The mark is committed, so trouble on our side is not the client's: it gets its task, and rescue looks after it.
     """
-    inline = InlineWait(holds=caller.hold)
+    inline = InlineWait(holds=new.caller.hold and new.call.asked.is_async, regions=_regions_for(new))
     sending: asyncio.Task[Sent] = res.calls.start(send(res, attempt, inline=inline))
     done, _ = await asyncio.wait({sending}, timeout=res.settings.inline_wait_seconds)
     if not done and inline.leave():
@@ -336,3 +353,10 @@ async def _send_and_wait(res: Resources, caller: Caller, attempt: Attempt) -> No
             raise UpstreamAccountAtFault()
         case Refused(fault=Fault.CALLER, status=status, body=body):
             raise UpstreamRefused(status, body, task_id=str(attempt.task_id))
+
+
+def _regions_for(new: NewTask) -> list[str]:
+    """Return the team's regions in which the call could go the same way: where it may move from the queue."""
+    asked, durable = new.call.asked, new.call.durable and new.caller.durable
+    ways = {region: find_way(new.offer, region, asked=asked, durable=durable) for region in new.caller.regions}
+    return [region for region, way in ways.items() if way is not None and way.upstream_call is new.way.upstream_call]

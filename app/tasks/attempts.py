@@ -4,7 +4,7 @@ Owns what the two kinds of calls share: `submit` creates tasks upstream, `call` 
 neither of them.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
@@ -34,6 +34,8 @@ LEASE_MARGIN_SECONDS = 15.0  # beyond the call's own time limit: for the record,
 LATE_SECONDS = 5.0  # of that margin a sender may lose before it begins
 LOST_ANSWER_PAUSE_SECONDS = 5.0  # so that send windows of one model do not overlap (design.md 3, doubtful)
 NOT_SENT_PAUSE_SECONDS = 5.0
+NOT_SENT = "not_sent"  # why a task is back in the queue: no byte left the house
+GREW_TOO_QUICKLY = ("Throttling.BurstRate", "limit_burst_rate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,9 @@ class Attempt:
 class InlineWait:
     """Whether the client still waits for the upstream's verdict. Decided once: by its leaving or by a refusal."""
 
-    def __init__(self, *, holds: bool = False) -> None:
+    def __init__(self, *, holds: bool = False, regions: Collection[str] | None = None) -> None:
         self.holds = holds  # its team waits in the queue while every account is at fault
+        self.regions = regions  # where else such a call may go; None: wherever there is an account
         self._present = True
         self._refused = False
 
@@ -120,7 +123,8 @@ async def hold_on_to(
     except DatabaseAway:
         log.error("task.record_lost", task=str(attempt.task_id), attempt=attempt.number, upstream_task=upstream_task)
         raise
-    res.signals.tell(attempt.task_id)
+    if attempt.mode is not Mode.RELAY:  # its own connection knows already
+        res.signals.tell(attempt.task_id)
     return recorded
 
 
@@ -129,13 +133,16 @@ async def record_throttled(res: Resources, attempt: Attempt, refused: Refused) -
     key = room.model_key(attempt.account, attempt.model)
     async with transaction(res) as session:
         await _put_back(session, res, attempt, reason=refused.code)
-        await room.back_off(session, res, key, retry_after_seconds=refused.retry_after_seconds)
+        grew = refused.code in GREW_TOO_QUICKLY
+        await room.back_off(session, res, key, retry_after_seconds=refused.retry_after_seconds, grew=grew)
 
 
 async def record_not_taken(res: Resources, attempt: Attempt, *, reason: str, pause_seconds: float) -> None:
     """Certain that nothing was taken: back to the queue, due again after a pause."""
     async with transaction(res) as session:
         await _put_back(session, res, attempt, reason=reason, pause_seconds=pause_seconds)
+        if reason == NOT_SENT:
+            await room.slow_down(session, res, room.model_key(attempt.account, attempt.model))
 
 
 async def record_refusal(res: Resources, attempt: Attempt, *, refused: Refused, inline: InlineWait | None) -> None:

@@ -4,17 +4,20 @@ Owns the call and what its end means for the row. The upstream's list never show
 lost for good: the task ends honestly, nothing is ever sent twice.
 """
 
+import contextlib
+
 import structlog
 
 from app.errors import AnswerLost, NotSent
 from app.lib import leases
-from app.lib.db import transaction
+from app.lib.db import DatabaseAway, direct_transaction, transaction
 from app.lib.metrics import UPSTREAM_CALLS
 from app.models.tasks import State
 from app.resources import Resources
 from app.routing.accounts import upstream_of
 from app.tasks import store
 from app.tasks.attempts import (
+    NOT_SENT,
     NOT_SENT_PAUSE_SECONDS,
     Attempt,
     InlineWait,
@@ -22,7 +25,7 @@ from app.tasks.attempts import (
     record_refusal,
     record_throttled,
 )
-from app.tasks.blame import find_another_key, has_another_account, pause_what_is_at_fault
+from app.tasks.blame import find_another_key, has_another_account, pause_what_is_at_fault, tell_of_refusal
 from app.tasks.outcome import Made, end_unknown, record_made
 from app.tasks.prepare import NothingTaken, Prepared, hand_back, prepare
 from app.upstream import calls
@@ -39,12 +42,12 @@ async def make_call(res: Resources, attempt: Attempt, *, inline: InlineWait | No
     """Make one marked synchronous call and record what came of it.
 
     1. Wait for its slot, make it ready (prepare).
-    2. Outside: the call, at most `relay_timeout_seconds`; refused because of its key, once more with the next key.
+    2. Outside: the call, at most `relay_timeout_seconds`; refused because of its key, once more with each other.
     3. One transaction: what was made, with assets and ledger line; or the refusal; or the end that says that nobody
        knows (`Dashgate.OutcomeUnknown`), since a lost answer cannot be found again.
 
     A crash before 3 leaves the mark: rescue ends the task as unknown when the lease lapses. Returns what was made,
-    the refusal, that nothing was taken, or None when nobody knows.
+    the refusal, that nothing was taken, or None when its row alone tells how it ended.
     """
     prepared = await prepare(res, attempt)
     if not isinstance(prepared, Prepared):
@@ -64,7 +67,7 @@ async def make_call(res: Resources, attempt: Attempt, *, inline: InlineWait | No
 
 async def begin(res: Resources, attempt: Attempt) -> None:
     """The first byte of the answer is in: the upstream works on it."""
-    async with transaction(res) as session:
+    async with direct_transaction(res) as session:
         await store.move(session, attempt.task_id, State.RUNNING, attempt=attempt.number, started_at=res.clock.now())
     res.signals.tell(attempt.task_id)
 
@@ -72,14 +75,14 @@ async def begin(res: Resources, attempt: Attempt) -> None:
 async def refuse(res: Resources, attempt: Attempt, refused: Refused, *, inline: InlineWait | None) -> Ended:
     """Record a refusal, by whose fault it is."""
     UPSTREAM_CALLS.labels("sync", refused.fault).inc()
-    log.info("task.refused", task=str(attempt.task_id), status=refused.status, code=refused.code)
+    tell_of_refusal(res, attempt, refused)
     if refused.fault is Fault.LOAD:
         await hold_on_to(res, attempt, lambda: record_throttled(res, attempt, refused))
-        return NothingTaken(refused.code, refused.retry_after_seconds)
+        return NothingTaken(refused.code, Fault.LOAD, refused.retry_after_seconds)
     if refused.fault is Fault.ACCOUNT:
-        await pause_what_is_at_fault(res, attempt, refused)
+        await hold_on_to(res, attempt, lambda: pause_what_is_at_fault(res, attempt, refused))
         if inline is None or await has_another_account(res, attempt):
-            return await hand_back(res, attempt, reason=refused.code)
+            return await hand_back(res, attempt, reason=refused.code, fault=Fault.ACCOUNT)
     await hold_on_to(res, attempt, lambda: record_refusal(res, attempt, refused=refused, inline=inline))
     return refused
 
@@ -87,7 +90,7 @@ async def refuse(res: Resources, attempt: Attempt, refused: Refused, *, inline: 
 async def not_sent(res: Resources, attempt: Attempt) -> NothingTaken:
     """No byte left the house."""
     UPSTREAM_CALLS.labels("sync", "not_sent").inc()
-    return await hand_back(res, attempt, reason="not_sent", pause_seconds=NOT_SENT_PAUSE_SECONDS)
+    return await hand_back(res, attempt, reason=NOT_SENT, pause_seconds=NOT_SENT_PAUSE_SECONDS)
 
 
 async def lose(res: Resources, attempt: Attempt, lost: AnswerLost) -> None:
@@ -105,9 +108,14 @@ async def _end_unknown(res: Resources, attempt: Attempt, lost: AnswerLost) -> No
 
 async def _call(res: Resources, attempt: Attempt, prepared: Prepared) -> calls.Called:
     key, outgoing = attempt.key, outgoing_of(res, attempt, prepared)
+
+    async def began() -> None:
+        with contextlib.suppress(DatabaseAway):  # only a sign: the answer must be read on
+            await begin(res, attempt)
+
     while True:
         upstream = upstream_of(res, attempt.account, key=key)
-        answer = await calls.call(upstream, outgoing, began=lambda: begin(res, attempt))
+        answer = await calls.call(upstream, outgoing, began=began)
         other = await find_another_key(res, attempt, key=key, answer=answer)
         if other is None:
             return answer

@@ -51,6 +51,7 @@ async def cancel(res: Resources, team_id: UUID, task_id: UUID, *, verdict_second
     if judged is Cancel.CANCELED:
         res.signals.tell(task_id)
     if judged is Cancel.REQUESTED:
+        res.signals.tell(task_id)
         res.signals.wake("account")
         return await _verdict(res, task_id, seconds=verdict_seconds)
     return judged

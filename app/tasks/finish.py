@@ -3,15 +3,15 @@
 Called inside the transaction of the fact that ends the task; knows nothing of how that fact was learned.
 """
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import RowMapping
 
 from app.lib import leases
-from app.lib.db import Session
+from app.lib.db import AnySession, Session
 from app.lib.metrics import TASKS_FINISHED
 from app.models.tasks import State
 from app.tasks import store
@@ -24,8 +24,8 @@ REQUEST_LIFE_SECONDS = 86_400  # what was asked is kept for a day after the end,
 
 
 async def finish(
-    session: Session, task_id: UUID, to: State, *, attempt: int, at: datetime, **values: Any
-) -> RowMapping | None:
+    session: AnySession, task_id: UUID, to: State, *, attempt: int, at: datetime, **values: Any
+) -> Mapping[str, Any] | None:
     """End a task: final state, event, and the team's webhook event; None: it had ended or moved on already.
 
     A task that was refused in the create's own answer (`refused_inline`) is told to nobody: the caller knows.
@@ -45,7 +45,7 @@ async def finish(
 
 async def finish_with_work(
     session: Session, task_id: UUID, to: State, *, attempt: int, at: datetime, **values: Any
-) -> RowMapping | None:
+) -> Mapping[str, Any] | None:
     """End a task that still has `submit` work, whoever holds it; None, and the work stays, as with `finish`."""
     work = await store.lock_work(session, "submit", str(task_id))
     task = await finish(session, task_id, to, attempt=attempt, at=at, **values)

@@ -4,7 +4,7 @@ import asyncio
 from uuid import UUID
 
 from app.lib.crypto import pack, unpack
-from app.lib.db import Session
+from app.lib.db import AnySession
 from app.resources import Resources
 from app.tasks import store
 
@@ -30,7 +30,7 @@ async def open_request(res: Resources, task_id: UUID, sealed: bytes) -> bytes:
     return await asyncio.to_thread(lambda: unpack(res.keyring.open(sealed, place=place), max_bytes=MOST_BYTES))
 
 
-async def keep_answer(session: Session, res: Resources, task_id: UUID, *, body: bytes) -> None:
+async def keep_answer(session: AnySession, res: Resources, task_id: UUID, *, body: bytes) -> None:
     """Keep the upstream's final answer, as it came."""
     await store.write_answer(session, task_id, res.keyring.seal(pack(body), place=f"task_bodies.answer:{task_id}"))
 

@@ -119,7 +119,7 @@ def _row(task: RowMapping, *, team: str) -> dict[str, Any]:
         "api_key_id": task["api_key_id"],
         "caller_uid": team,
         "caller_parent_id": team,
-        "user_api_unique_key": f"apikey:v1:{task['path'].replace('/', ':')}:{task['model']}",
+        "user_api_unique_key": f"apikey:v1:{task['path'].strip('/').replace('/', ':')}:{task['model']}",
     }
 
 

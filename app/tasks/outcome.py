@@ -12,23 +12,23 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import RowMapping
 
 from app.errors import UpstreamAccountAtFault
 from app.ledger.entries import record_presumed, record_uncertain, record_usage
 from app.lib import leases
-from app.lib.db import Session, transaction
+from app.lib.db import AnySession, Session, direct_transaction, transaction
 from app.lib.ids import new_id
-from app.models.tasks import State
+from app.models.tasks import Mode, State, UpstreamCall
 from app.resources import Resources
 from app.routing import room
 from app.routing.catalogue import load_catalogue, unit_of
-from app.tasks import store
+from app.tasks import store, store_polled
 from app.tasks.attempts import Attempt
 from app.tasks.finish import finish
 from app.tasks.keep import keep_answer
+from app.tasks.oddities import note_oddity
 from app.upstream import answers
-from app.upstream.faults import ACCOUNT_CODES
+from app.upstream.faults import Fault, judge
 from app.upstream.results import Artifact, find_artifacts, find_usage, link_expiry
 
 log = structlog.get_logger()
@@ -65,18 +65,20 @@ class Broken:
     is_lost: bool = False
 
 
-async def record_outcome(res: Resources, task: RowMapping, outcome: answers.Look) -> bool:
+async def record_outcome(res: Resources, task: Mapping[str, Any], outcome: answers.Look) -> bool:
     """Record what a look at a task learned; False: nothing new, nothing was written.
 
-    Facts are matched by attempt and state, never by lease: recording the same outcome twice changes nothing.
+    Facts are matched by attempt and state, never by lease: recording the same outcome twice changes nothing. What is
+    odd about an outcome is noted apart (oddities.py).
     """
     match outcome:
         case answers.Running(request_id=request_id):
+            await note_oddity(res, task, outcome)
             return await _record_running(res, task, request_id)
         case answers.Succeeded():
             subject = Subject(task["id"], task["attempt"], task["place_id"])
             return await _record_success(res, subject, outcome) is not None
-        case answers.Failed(request_id=request_id, code=code, message=message) if code in ACCOUNT_CODES:
+        case answers.Failed(request_id=request_id, code=code, message=message) if _is_ours(code, message):
             # our account's trouble, not the team's: its details stay with the operator
             log.error("account.refused", task=str(task["id"]), code=code, message=message)
             ending = {"code": UpstreamAccountAtFault.code, "last_request_id": request_id}
@@ -89,10 +91,15 @@ async def record_outcome(res: Resources, task: RowMapping, outcome: answers.Look
         case answers.Gone(request_id=request_id) if _is_forgotten(res, task):
             return await _record_expired(res, task, request_id)
         case answers.Pending() | answers.Gone():
+            await note_oddity(res, task, outcome)
             return False
 
 
-async def _record_running(res: Resources, task: RowMapping, request_id: str) -> bool:
+def _is_ours(code: str, message: str) -> bool:
+    return judge(code, message).fault is Fault.ACCOUNT
+
+
+async def _record_running(res: Resources, task: Mapping[str, Any], request_id: str) -> bool:
     if task["state"] == State.RUNNING:
         return False
     at = res.clock.now()
@@ -102,6 +109,15 @@ async def _record_running(res: Resources, task: RowMapping, request_id: str) -> 
         )
     res.signals.tell(task["id"])
     return moved is not None
+
+
+async def record_started(res: Resources, tasks: Sequence[tuple[UUID, int]]) -> int:
+    """Record that the upstream's list shows tasks at work, given with their attempts; return how many were not yet."""
+    async with transaction(res) as session:
+        started = await store_polled.mark_started_all_teams(session, tasks, at=res.clock.now())
+    for task_id in started:
+        res.signals.tell(task_id)
+    return len(started)
 
 
 async def record_made(
@@ -128,7 +144,7 @@ async def _record_success(
     output = made.answer.get("output")
     known = {asset["json_path"] for asset in streamed}
     artifacts = find_artifacts(output if isinstance(output, dict) else {})
-    async with transaction(res) as session:
+    async with direct_transaction(res) as session:
         if work is not None:
             await leases.finish(session, work)
         row = await _move_on(session, res, subject, made=made, has_files=bool(artifacts))
@@ -145,15 +161,16 @@ async def _record_success(
         )
         await _learn_duration(session, res, row, at)
     log.info("task.made", task=str(row["id"]), team=str(row["team_id"]), files=len(artifacts))
-    res.signals.tell(row["id"])
+    if row["mode"] != Mode.RELAY:
+        res.signals.tell(row["id"])
     res.signals.wake("deliver")
     res.signals.wake("submit")
     return Made(row["id"], row["team_id"], made.answer, [*streamed, *assets])
 
 
 async def _move_on(
-    session: Session, res: Resources, subject: Subject, *, made: answers.Succeeded, has_files: bool
-) -> RowMapping | None:
+    session: AnySession, res: Resources, subject: Subject, *, made: answers.Succeeded, has_files: bool
+) -> Mapping[str, Any] | None:
     """Move a made task to `delivering`, or straight to its end when nothing is waited for."""
     at = res.clock.now()
     learned: dict[str, Any] = {"made_at": at, "last_request_id": made.request_id}
@@ -166,7 +183,7 @@ async def _move_on(
 
 
 async def enqueue_copies(
-    session: Session, res: Resources, task: RowMapping, *, assets: Sequence[dict[str, Any]]
+    session: AnySession, res: Resources, task: Mapping[str, Any], *, assets: Sequence[dict[str, Any]]
 ) -> None:
     """Add the work of copying files, where the team has a place for them."""
     if task["place_id"] is None:
@@ -202,7 +219,7 @@ def make_asset(res: Resources, task: Mapping[Any, Any], *, position: int, artifa
 
 
 async def _record_end(
-    res: Resources, task: RowMapping, to: State, *, body: bytes | None, values: dict[str, Any]
+    res: Resources, task: Mapping[str, Any], to: State, *, body: bytes | None, values: dict[str, Any]
 ) -> bool:
     """The upstream ended the task without a result: nothing is billed."""
     at = res.clock.now()
@@ -215,7 +232,7 @@ async def _record_end(
     return row is not None
 
 
-async def _record_expired(res: Resources, task: RowMapping, request_id: str) -> bool:
+async def _record_expired(res: Resources, task: Mapping[str, Any], request_id: str) -> bool:
     at = res.clock.now()
     async with transaction(res) as session:
         row = await finish(
@@ -235,14 +252,16 @@ async def _record_expired(res: Resources, task: RowMapping, request_id: str) -> 
     return row is not None
 
 
-async def record_seen(res: Resources, attempt: Attempt, *, usage: dict[str, Any], assets: list[dict[str, Any]]) -> None:
+async def record_seen(res: Resources, attempt: Attempt, *, seen: dict[str, Any], assets: list[dict[str, Any]]) -> None:
     """Write files that a stream has announced, and its usage so far, before its reader is shown them.
+
+    `seen` has the upstream's `usage` and its `request_id`, for the bill of a stream that comes to no end.
 
     One transaction, which the process that reads the stream may not survive. The files are not copied yet: that begins
     with the outcome, or with rescue when there is none.
     """
-    async with transaction(res) as session:
-        await store.note_usage(session, attempt.task_id, attempt=attempt.number, seen={"usage": usage})
+    async with direct_transaction(res) as session:
+        await store.note_usage(session, attempt.task_id, attempt=attempt.number, seen=seen)
         if assets:
             await store.insert_assets(session, assets)
 
@@ -258,7 +277,8 @@ async def record_broken(
     async with transaction(res) as session:
         await leases.finish(session, attempt.lease)
         if broken.is_lost:
-            await end_unknown(session, res, attempt.task_id, attempt=attempt.number)
+            request_id = answer["request_id"] or None
+            await end_unknown(session, res, attempt.task_id, attempt=attempt.number, request_id=request_id)
         else:
             ending = {"code": broken.code, "message": broken.message}
             at = res.clock.now()
@@ -271,11 +291,13 @@ async def record_broken(
     res.signals.wake("deliver")
 
 
-async def _bill_seen(session: Session, res: Resources, task: RowMapping, *, request_id: str | None) -> None:
+async def _bill_seen(session: Session, res: Resources, task: Mapping[str, Any], *, request_id: str | None) -> None:
     """Bill what a stream had shown before it broke off."""
-    seen = [replace(usage, flag="partial") for usage in find_usage(task["seen_usage"]) if usage.quantity]
+    kept = task["seen_usage"]
+    seen = json.loads(kept) if isinstance(kept, str) else kept  # sessions of the driver itself do not parse
+    lines = [replace(usage, flag="partial") for usage in find_usage(seen) if usage.quantity]
     at, zone = res.clock.now(), res.settings.billing_zone
-    await record_usage(session, task, seen, request_id=request_id or "", at=at, zone=zone)
+    await record_usage(session, task, lines, request_id=request_id or seen["request_id"], at=at, zone=zone)
 
 
 async def end_unknown(
@@ -306,16 +328,16 @@ async def end_unknown(
     await record_uncertain(session, task, unit=unit, at=at, zone=zone)
 
 
-async def _learn_duration(session: Session, res: Resources, task: RowMapping, at: datetime) -> None:
-    """Remember how long this model runs, and that its creates are welcome again."""
-    if task["submitted_at"] is None:
+async def _learn_duration(session: AnySession, res: Resources, task: Mapping[str, Any], at: datetime) -> None:
+    """Remember how long this model runs, for the doubtful: a synchronous call never is one, and locks no limits."""
+    if task["submitted_at"] is None or task["upstream_call"] == UpstreamCall.SYNC:
         return
     key = {name: task[name] for name in ("main_account", "region", "model")}
     seen = max(0.0, (at - task["submitted_at"]).total_seconds())
     await room.note_success(session, res, key, seconds=seen)
 
 
-def _is_forgotten(res: Resources, task: RowMapping) -> bool:
+def _is_forgotten(res: Resources, task: Mapping[str, Any]) -> bool:
     """Tell whether the upstream may rightly have forgotten a task: older than its retention."""
     age = res.clock.now() - task["submitted_at"]
     return bool(age > timedelta(seconds=res.settings.upstream_retention_seconds))

@@ -1,110 +1,133 @@
-"""Poll: the one owner of a main account and region looks at its open tasks, within the upstream's pace.
+"""Poll: which process looks after which accounts: the leases on `account` work, and the rounds under them.
 
-Owns the leases on `account` work and the memory of who was looked at when; both may be lost with the process, and are
-never needed. The upstream's `/tasks` is called here and nowhere else, also for the cancels that teams asked for. What
-a look means is outcome's affair.
+Owns the claims and the share of each process; what happens in a round is owner.py's. A process that polls has a row of
+its own in `work`, kind `owner`, which it keeps from becoming due: so that each knows how many share the accounts.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+import weakref
+from collections.abc import Collection, Iterable
+from functools import partial
+from math import ceil
 from uuid import UUID
 
 import structlog
-from sqlalchemy import RowMapping
 
-from app.errors import CouldNotFindOut, DashgateError
 from app.lib import leases
-from app.lib.db import reading, transaction
-from app.lib.loop import side_by_side
-from app.lib.metrics import LEASES_LOST, UPSTREAM_CALLS
-from app.lib.pace import Pace
-from app.models.tasks import State
+from app.lib.db import Session, transaction
+from app.lib.ids import new_id
+from app.lib.metrics import LEASES_LOST
+from app.lib.pace import Pace, Wire
 from app.resources import Resources
-from app.routing.accounts import get_account, upstream_of
-from app.routing.keys import leave_refused_key
-from app.tasks import schedule, store
-from app.tasks.outcome import record_outcome
-from app.upstream.answers import CancelRefused, Gone, Look
-from app.upstream.client import Upstream
+from app.tasks.owner import run_round
+from app.tasks.picture import Picture
+from app.tasks.watch import Watch
 
 log = structlog.get_logger()
 
-T = TypeVar("T")
-What = Literal["look", "cancel"]
-
-THROTTLED_PAUSE_SECONDS = 1.0
 SUCCESSOR_WAIT_SECONDS = 1.0  # a new owner lets the old one's last call land before its own first
-MOST_LOOKS_AT_ONCE = 8
 ROUND_SECONDS = 2.0  # how long a step waits for the rounds it began; they go on without it
-CALLS_A_CANCEL = 2  # the cancel and its look
-OPERATIONS: dict[What, str] = {"look": "query", "cancel": "cancel"}  # as the metrics name them
+LONG_ROUND_SECONDS = 0.25  # and for those that were under way before
+PRESENCE_SHARE = 1 / 3  # of the accounts' leases: a process that died is out of the count before they lapse
+MOST_DEAD = 20
 
 
-@dataclass(slots=True)
-class Watch:
-    """What the owner of one main account and region remembers. Lost with the process, never needed."""
+class Watches(dict[str, Watch]):
+    """The accounts that this process owns, by their work's key, and its own presence."""
 
-    lease: leases.Lease
-    pace: Pace
-    looked_at: dict[UUID, float] = field(default_factory=dict)
-    cancel_asked_at: dict[UUID, float] = field(default_factory=dict)
-    unknown: set[UUID] = field(default_factory=set)  # tasks the upstream does not know: said once
-    round: asyncio.Task[int] | None = None  # the round under way: a slow account delays no other
-
-
-Watches = dict[str, Watch]
-Question = Callable[[Resources, Watch, RowMapping], Awaitable[bool]]
+    def __init__(self) -> None:
+        super().__init__()
+        self.process = str(new_id())
+        self.present_until = float("-inf")
 
 
 async def poll_due(res: Resources, *, watches: Watches) -> int:
-    """Look at the open tasks of every account this process owns; return how many looks taught something.
+    """Look after the accounts that this process owns; return how many outcomes were recorded since the last time.
 
-    1. One transaction: claim `account` work that is nobody's, renew what is ours and half over.
-    2. For each owned account: read its open tasks, plan (schedule.due_looks), and ask the upstream one by one within
-       the pace, checking the lease before each call: cancels that teams wait for first, then looks. Each outcome is
-       recorded in its own transaction (outcome.record_outcome). A look that learned nothing writes nothing.
+    1. One transaction: say that we are there, renew what is ours and half over, claim `account` work that is nobody's,
+       up to our share of it. What is beyond our share is handed back, in a transaction of its own.
+    2. For each account, begin its round (owner.run_round), where none is under way.
 
     A crash anywhere leaves the leases to lapse; a successor reads the same tasks from the same index.
     """
-    await _keep_leases(res, watches)
-    for key, watch in watches.items():
-        if watch.round is None:
-            watch.round = asyncio.ensure_future(_poll_account(res, key, watch))
-    rounds = [watch.round for watch in watches.values() if watch.round is not None]
-    if rounds:
-        await asyncio.wait(rounds, timeout=ROUND_SECONDS)
-    ended = [watch for watch in watches.values() if watch.round is not None and watch.round.done()]
-    return sum(await side_by_side(_take_round(watch) for watch in ended))
-
-
-async def _take_round(watch: Watch) -> int:
-    """Return what an ended round learned; the next may begin."""
-    ended, watch.round = watch.round, None
-    return await ended if ended is not None else 0
+    surplus = await _keep_leases(res, watches)
+    for watch in surplus:
+        watch.is_stopping = True
+    _begin_rounds(res, watches)
+    await _wait_for_rounds(watches.values())
+    await _hand_back(res, watches, [watch for watch in watches.values() if watch.is_stopping])
+    return sum(_take_learned(watch) for watch in watches.values())
 
 
 async def release(res: Resources, *, watches: Watches) -> None:
-    """Finish the looks under way and hand the accounts back: a successor need not wait for the leases to lapse."""
+    """Finish the calls under way and hand the accounts back: a successor need not wait for the leases to lapse."""
+    for watch in watches.values():
+        watch.is_stopping = True
+        watch.news.set()
     rounds = [watch.round for watch in watches.values() if watch.round is not None]
     if rounds:
         await asyncio.wait(rounds)
+    await _hand_back(res, watches, list(watches.values()))
     async with transaction(res) as session:
-        for watch in watches.values():
-            await leases.snooze(
-                session, watch.lease, seconds=SUCCESSOR_WAIT_SECONDS, failed=False, now=res.clock.for_sql()
-            )
-    watches.clear()
+        await leases.finish(session, _presence(watches))
+    watches.present_until = float("-inf")
 
 
-async def _keep_leases(res: Resources, watches: Watches) -> None:
+def _begin_rounds(res: Resources, watches: Watches) -> None:
+    for watch in watches.values():
+        watch.begin_round()
+
+
+def _begin_round(res: Resources, lost: "weakref.ref[Watch]") -> None:
+    """Begin a round, unless one is under way, or has failed and was not heard of yet."""
+    watch = lost()
+    if watch is None or watch.is_stopping:
+        return
+    if watch.round is None or (watch.round.done() and watch.round.exception() is None):
+        watch.round_began_at = asyncio.get_running_loop().time()
+        watch.round = asyncio.ensure_future(run_round(res, watch))
+
+
+async def _wait_for_rounds(watches: Iterable[Watch]) -> None:
+    """Wait for rounds that may soon end; one that goes on and on keeps no other account waiting."""
+    now = asyncio.get_running_loop().time()
+    under_way = [(watch.round, now - watch.round_began_at) for watch in watches if watch.round is not None]
+    short = [round_ for round_, seconds in under_way if seconds < ROUND_SECONDS]
+    long = [round_ for round_, _ in under_way]
+    if short:
+        await asyncio.wait(short, timeout=ROUND_SECONDS)
+    elif long:
+        await asyncio.wait(long, timeout=LONG_ROUND_SECONDS)
+
+
+def _take_learned(watch: Watch) -> int:
+    """Return what was learned since the last time; a round that failed is heard of here.
+
+    Raises:
+        DatabaseAway: as `run_round`.
+    """
+    learned, watch.learned = watch.learned, 0
+    if watch.round is not None and watch.round.done():
+        ended, watch.round = watch.round, None
+        ended.result()
+    return learned
+
+
+async def _keep_leases(res: Resources, watches: Watches) -> Collection[Watch]:
+    """Renew and claim; return the accounts beyond our share."""
     seconds = res.settings.account_lease_seconds
     monotonic, now = res.clock.monotonic(), res.clock.for_sql()
     tired = [key for key, watch in watches.items() if watch.lease.ends_monotonic - monotonic < seconds / 2]
     async with transaction(res) as session:
+        await _be_present(session, res, watches)
+        share = await _share(session, res)
         kept = {key: await leases.renew(session, watches[key].lease, lease_seconds=seconds, now=now) for key in tired}
-        claimed = await leases.claim(session, "account", limit=100, lease_seconds=seconds, monotonic=monotonic, now=now)
+        limit = share - len(watches)
+        claimed = (
+            await leases.claim(session, "account", limit=limit, lease_seconds=seconds, monotonic=monotonic, now=now)
+            if limit > 0
+            else []
+        )
     # only now is it true
     for key, is_ours in kept.items():
         if is_ours:
@@ -112,114 +135,71 @@ async def _keep_leases(res: Resources, watches: Watches) -> None:
         else:
             LEASES_LOST.labels("account").inc()
             log.warning("account.lost", account=key)
-            del watches[key]
+            watches.pop(key).is_stopping = True
     for lease in claimed:
-        pace = Pace(res.settings.poll_calls_per_second, monotonic=res.clock.monotonic)
-        if lease.attempts > 1:
-            pace.hold(SUCCESSOR_WAIT_SECONDS)  # taken over from a dead owner, not handed over
-        watches[lease.key] = Watch(lease, pace)
+        watches[lease.key] = _watch(res, lease)
+    return list(watches.values())[share:]
 
 
-async def _poll_account(res: Resources, key: str, watch: Watch) -> int:
-    main_account, _, region = key.rpartition("/")
-    async with reading(res) as session:
-        tasks = await store.read_polled_all_teams(session, main_account, region)
-    by_id = {task["id"]: task for task in tasks}
-    unwanted = [task["id"] for task in tasks if task["state"] == State.PENDING and task["cancel_requested_at"]]
+def _watch(res: Resources, lease: leases.Lease) -> Watch:
+    """Begin to look after an account, with an empty memory."""
     calls_per_second = res.settings.poll_calls_per_second
-    cancels = _due(res, watch.cancel_asked_at, unwanted, calls_per_second=calls_per_second / CALLS_A_CANCEL)
-    learned = await _ask_about(res, watch, [by_id[task_id] for task_id in cancels], question=_cancel)
-    watch.looked_at.update({task_id: watch.cancel_asked_at[task_id] for task_id in cancels})
-    looks = _due(res, watch.looked_at, by_id, calls_per_second=calls_per_second)
-    return learned + await _ask_about(res, watch, [by_id[task_id] for task_id in looks], question=_look)
+    watch = Watch(
+        lease,
+        Pace(calls_per_second, monotonic=res.clock.monotonic),
+        Wire(calls_per_second, monotonic=res.clock.monotonic),
+        Picture(retention_seconds=res.settings.upstream_retention_seconds),
+    )
+    if lease.attempts > 1:
+        watch.pace.hold(SUCCESSOR_WAIT_SECONDS)  # taken over from a dead owner, not handed over
+    known = weakref.ref(watch)  # whoever wakes it must not keep it
+    watch.begin_round = partial(_begin_round, res, known)
+    res.signals.hear_changes(lambda keys: _hear(known, keys))
+    return watch
 
 
-def _due(
-    res: Resources, asked_at: dict[UUID, float], tasks: Collection[UUID], *, calls_per_second: float
-) -> list[UUID]:
-    """Return the tasks to ask about now, and remember that they are; forget those that are not there any more."""
-    now = res.clock.monotonic()
-    for gone in asked_at.keys() - set(tasks):
-        del asked_at[gone]
-    due = schedule.due_looks(tasks, asked_at, now=now, calls_per_second=calls_per_second)
-    asked_at.update(dict.fromkeys(due, now))
-    return due
+def _hear(known: "weakref.ref[Watch]", keys: Collection[UUID]) -> None:
+    watch = known()
+    if watch is not None:
+        watch.hear(keys)
 
 
-async def _ask_about(res: Resources, watch: Watch, tasks: Sequence[RowMapping], *, question: Question) -> int:
-    """Ask about tasks side by side, a few answers outstanding at most; return from how many something was learned."""
-    at_once = asyncio.Semaphore(MOST_LOOKS_AT_ONCE)
-
-    async def ask(task: RowMapping) -> bool:
-        async with at_once:
-            return await question(res, watch, task)
-
-    return sum(await side_by_side(ask(task) for task in tasks))
-
-
-async def _look(res: Resources, watch: Watch, task: RowMapping) -> bool:
-    """Look at a task once and record what was learned; an unanswered question is asked again later."""
-    outcome = await _find_out(res, watch, task)
-    return outcome is not None and await _record(res, watch, task, outcome=outcome)
+async def _hand_back(res: Resources, watches: Watches, surplus: Collection[Watch]) -> None:
+    """Hand accounts back whose rounds have ended; the next owner begins when our last call has landed."""
+    ended = [watch for watch in surplus if watch.round is None or watch.round.done()]
+    if not ended:
+        return
+    async with transaction(res) as session:
+        for watch in ended:
+            await leases.snooze(
+                session, watch.lease, seconds=SUCCESSOR_WAIT_SECONDS, failed=False, now=res.clock.for_sql()
+            )
+    for watch in ended:
+        watches.pop(watch.lease.key, None)
 
 
-async def _cancel(res: Resources, watch: Watch, task: RowMapping) -> bool:
-    """Ask for a task to be cancelled and look at it at once: only the look says what became of it.
-
-    The wish stands until the task has left PENDING, or until it is refused although it has not. When an answer was
-    lost, or a process died before its look, the next cancel is refused because the task is cancelled already: that,
-    too, the look says.
-    """
-    answer = await _call(res, watch, task, what="cancel", call=lambda there, task_id: there.cancel_task(task_id))
-    if answer is None:
-        return False
-    is_refused = isinstance(answer, CancelRefused)
-    UPSTREAM_CALLS.labels("cancel", "refused" if is_refused else "heard").inc()
-    outcome = await _find_out(res, watch, task)
-    if outcome is None:
-        return False
-    learned = await _record(res, watch, task, outcome=outcome)
-    if is_refused and not learned:
-        async with transaction(res) as session:
-            await store.clear_cancel_all_teams(session, task["id"])
-        res.signals.tell(task["id"])
-    return learned
+async def _be_present(session: Session, res: Resources, watches: Watches) -> None:
+    """Keep our own row from becoming due, and delete those of processes that let theirs."""
+    seconds = res.settings.account_lease_seconds * PRESENCE_SHARE
+    monotonic, now = res.clock.monotonic(), res.clock.for_sql()
+    if watches.present_until - monotonic > seconds / 2:
+        return
+    if not await leases.renew(session, _presence(watches), lease_seconds=seconds, now=now):
+        await leases.enqueue(session, "owner", key=watches.process, now=now)
+        await leases.renew(session, _presence(watches), lease_seconds=seconds, now=now)
+    watches.present_until = monotonic + seconds
+    dead = await leases.claim(session, "owner", limit=MOST_DEAD, lease_seconds=seconds, monotonic=monotonic, now=now)
+    for lease in dead:
+        await leases.finish(session, lease)
 
 
-async def _find_out(res: Resources, watch: Watch, task: RowMapping) -> Look | None:
-    outcome = await _call(res, watch, task, what="look", call=lambda there, task_id: there.look(task_id))
-    if outcome is not None:
-        UPSTREAM_CALLS.labels("query", type(outcome).__name__.lower()).inc()
-    return outcome
+async def _share(session: Session, res: Resources) -> int:
+    """Return how many accounts a process may own, by the processes there are."""
+    accounts, _ = await leases.count(session, "account", now=res.clock.for_sql())
+    _, owners = await leases.count(session, "owner", now=res.clock.for_sql())
+    return ceil(accounts / max(1, owners))
 
 
-async def _record(res: Resources, watch: Watch, task: RowMapping, *, outcome: Look) -> bool:
-    learned = await record_outcome(res, task, outcome)
-    if isinstance(outcome, Gone) and not learned and task["id"] not in watch.unknown:
-        # Not an ending: we made this task less than a day ago. A wrong account, or the upstream is not itself.
-        watch.unknown.add(task["id"])
-        log.error("task.unknown_upstream", task=str(task["id"]), upstream_task=task["upstream_task_id"])
-    return learned
-
-
-async def _call(
-    res: Resources, watch: Watch, task: RowMapping, *, what: What, call: Callable[[Upstream, str], Awaitable[T]]
-) -> T | None:
-    """Make one call about a task in its slot of the pace, while the lease lasts; None: nothing was found out."""
-    await watch.pace.take()
-    if res.clock.monotonic() >= watch.lease.ends_monotonic:
-        return None  # not ours any more: a successor may be asking
-    try:
-        account = await get_account(res, task["account_id"])
-        key = account.any_key(res.clock.now())
-        return await call(upstream_of(res, account, key=key), task["upstream_task_id"])
-    except CouldNotFindOut as error:
-        if key is not None and error.reason.startswith("401"):
-            await leave_refused_key(res, account, key, reason=error.reason)
-        UPSTREAM_CALLS.labels(OPERATIONS[what], "unanswered").inc()
-        log.warning("task.call_failed", task=str(task["id"]), what=what, reason=error.reason)
-        if error.throttled:
-            watch.pace.hold(THROTTLED_PAUSE_SECONDS)
-    except DashgateError as error:
-        log.error("task.call_impossible", task=str(task["id"]), what=what, reason=error.code)
-    return None
+def _presence(watches: Watches) -> leases.Lease:
+    """Return our own row as its lease; it is never claimed, so its epoch stays."""
+    return leases.Lease("owner", watches.process, 0, 0, None, None, None, watches.present_until)

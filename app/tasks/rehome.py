@@ -5,6 +5,8 @@ stays, since no other account can read that input.
 """
 
 import random
+from collections.abc import Sequence
+from uuid import UUID
 
 import structlog
 from sqlalchemy import RowMapping
@@ -17,25 +19,27 @@ from app.routing.accounts import all_accounts
 from app.routing.catalogue import load_catalogue, unlisted_offer
 from app.routing.choice import Candidate, Chosen, Wish, choose
 from app.routing.ways import Asked
-from app.tasks import store
+from app.tasks import store_queue as store
 from app.tasks.accept import candidates_for
 
 log = structlog.get_logger()
 
 
-async def move_queue(res: Resources, model_key: dict[str, str], *, limit: int) -> int:
+async def move_queue(res: Resources, model_key: dict[str, str], *, teams: Sequence[UUID], limit: int) -> int:
     """Give queued tasks of a model whose accounts take no calls to others; return how many moved.
 
-    One transaction: lock the oldest with their work, choose a home for each, write it. A task that none may take
-    stays, and is looked at again with the next round.
+    One transaction: lock the oldest whose teams may call one of the others' regions, with their work; choose a home for
+    each, write it. A task that none may take stays, and is looked at again with the next round.
     """
     now = res.clock.now()
     candidates = candidates_for(await all_accounts(res), model_key["model"], now=now)
-    ready = [one for one in candidates if one.takes_calls]
+    offer = load_catalogue(res.settings.catalogue_file).find(model_key["model"])
+    ready = [one for one in candidates if one.takes_calls and (offer is None or offer.limits_in(one.region))]
     if not ready:
         return 0
+    regions = sorted({one.region for one in ready})
     async with transaction(res) as session:
-        homeless = await store.claim_homeless_all_teams(session, model_key, limit=limit)
+        homeless = await store.claim_homeless_all_teams(session, model_key, teams=teams, regions=regions, limit=limit)
         homes = [(task, _find_home(res, task, model=model_key["model"], ready=ready)) for task in homeless]
         moves = [(task, home) for task, home in homes if home is not None]
         for task, home in moves:

@@ -6,20 +6,25 @@ from uuid import UUID
 import structlog
 from sqlalchemy import RowMapping
 
+from app.lib import leases
 from app.lib.db import Session, reading, transaction
-from app.lib.metrics import TASKS_RESCUED
+from app.lib.metrics import DOUBTS_SETTLED, TASKS_POISONED, TASKS_RESCUED
+from app.models.doubts import Verdict
 from app.models.tasks import State, UpstreamCall
 from app.resources import Resources
 from app.routing import room
-from app.tasks import store, store_resends
+from app.tasks import store, store_doubts, store_resends
 from app.tasks.attempts import LOST_ANSWER_PAUSE_SECONDS
 from app.tasks.finish import finish, finish_with_work
 from app.tasks.outcome import end_unknown
+from app.tasks.settle import MOST_LOST_LEASES, SENDER_DIED
 
 log = structlog.get_logger()
 
 OVERDUE_BATCH = 200
 FORGET_BATCH = 1_000
+POISONED = "its workers died"
+POISON_SECONDS = 900.0  # until a file is tried again that its workers die of
 QUEUE_TIMEOUT = "The task waited longer than its queue deadline; nothing was sent and nothing is billed."
 
 
@@ -55,7 +60,8 @@ async def _give_up_sender(session: Session, res: Resources, task: RowMapping) ->
     if task["upstream_call"] == UpstreamCall.SYNC:
         await end_unknown(session, res, task["id"], attempt=task["attempt"])
     else:
-        await store.move(session, task["id"], State.DOUBTFUL, reason="sender died")
+        await store.move(session, task["id"], State.DOUBTFUL, reason=SENDER_DIED)
+        await store_doubts.open_doubt(session, task["id"], was_seen=False, now=res.clock.for_sql())
 
 
 async def mark_unanswered(res: Resources) -> int:
@@ -76,6 +82,23 @@ async def end_overdue(res: Resources) -> int:
     for task in doubtful:
         await _end_doubtful(res, task["id"], task["attempt"])
     return len(queued) + len(doubtful)
+
+
+def is_poison(lease: leases.Lease) -> bool:
+    """Tell whether work has cost so many processes in a row that it may be what they died of."""
+    return lease.was_lost and lease.attempts > MOST_LOST_LEASES
+
+
+async def hold_poison(res: Resources, lease: leases.Lease) -> None:
+    """Push a file away whose copying has cost five processes, before it costs a sixth, and ask for an operator.
+
+    Its link streams from the upstream as before, and the copy is tried again after a while.
+    """
+    async with transaction(res) as session:
+        await leases.snooze(session, lease, seconds=POISON_SECONDS, now=res.clock.for_sql())
+        task_id = await store.mark_poisoned(session, UUID(lease.key), reason=POISONED)
+    TASKS_POISONED.inc()
+    log.error("task.poisoned", task=str(task_id), lost_leases=MOST_LOST_LEASES)
 
 
 async def end_grace(res: Resources) -> int:
@@ -116,7 +139,10 @@ async def _end_doubtful(res: Resources, task_id: UUID, attempt: int) -> None:
     async with transaction(res) as session:
         if await store.lock_if_still_all_teams(session, task_id, State.DOUBTFUL):
             # else a receipt came in the last moment: the attempt is the same, and it lives
+            at = res.clock.now()
+            await store_doubts.close_doubt(session, task_id, attempt=attempt, verdict=Verdict.UNKNOWN, at=at)
             await end_unknown(session, res, task_id, attempt=attempt)
+            DOUBTS_SETTLED.labels(str(Verdict.UNKNOWN)).inc()
     res.signals.tell(task_id)
 
 

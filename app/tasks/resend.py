@@ -30,6 +30,14 @@ class Twin:
     mode: Mode
 
 
+@dataclass(frozen=True, slots=True)
+class Resent:
+    """What a request is recognised by."""
+
+    hash: bytes
+    key: str | None = None
+
+
 def hash_of(asked: Asked, body: bytes) -> bytes:
     """Return what makes two requests the same: path, form of the call, and the body byte for byte.
 
@@ -44,7 +52,7 @@ def hash_of(asked: Asked, body: bytes) -> bytes:
 
 
 async def take_twin(
-    session: AnySession, res: Resources, caller: Caller, *, request: "Resent", task_id: UUID | None
+    session: AnySession, res: Resources, caller: Caller, *, request: Resent, task_id: UUID | None
 ) -> Twin | None:
     """Return the task that this request stands for, in the transaction that would make another; None: it is new.
 
@@ -71,14 +79,6 @@ async def take_twin(
     if found is not None and found["request_hash"] != request.hash:
         raise IdempotencyMismatch()
     return _twin(found)
-
-
-@dataclass(frozen=True, slots=True)
-class Resent:
-    """What a request is recognised by."""
-
-    hash: bytes
-    key: str | None = None
 
 
 async def find_twin(res: Resources, caller: Caller, request: Resent) -> Twin | None:

@@ -4,18 +4,19 @@ Every change of state goes through `move` or one of the two statements of the cr
 over exactly the moves of states.py, and each writes its event.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import RowMapping, and_, case, func, literal, or_, select, text, true, update
+from sqlalchemy import RowMapping, and_, func, literal, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.lib import leases
-from app.lib.db import AnySession, Session, Statement, fetch
-from app.models import Asset, Task, TaskBody, TaskEvent, UpstreamOrphan, Work
+from app.lib.db import AnySession, Session, Statement, fetch, run
+from app.models import Asset, Task, TaskBody, UpstreamOrphan, Work
 from app.models.tasks import State
 from app.tasks.states import may_reach
 
@@ -69,23 +70,6 @@ _RECEIPT = Statement(f"""
     SELECT count(*) AS settled FROM task
 """)  # noqa: S608
 
-_CLAIM_QUEUED = text(f"""
-    SELECT work.key, tasks.id, tasks.account_id, tasks.pinned, tasks.upstream_call, tasks.model
-    FROM work JOIN tasks ON tasks.id = cast(work.key AS uuid)
-    WHERE work.kind = 'submit' AND work.due_at <= {_NOW} AND tasks.state = 'queued'
-      AND tasks.main_account = :main_account AND tasks.region = :region AND tasks.model = :model
-    ORDER BY work.priority DESC, tasks.created_at
-    LIMIT :limit
-    FOR UPDATE OF work, tasks SKIP LOCKED
-""")  # noqa: S608
-
-_LEASE_SUBMIT = text("""
-    UPDATE work SET lease_id = :lease_id, lease_until = :lease_until, due_at = :lease_until,
-           epoch = epoch + 1, attempts = attempts + 1
-    WHERE kind = 'submit' AND key = :key
-    RETURNING epoch
-""")
-
 _CLAIM_LAPSED = text(f"""
     WITH lapsed AS (
         SELECT work.kind, work.key FROM work JOIN tasks ON tasks.id = cast(work.key AS uuid)
@@ -99,6 +83,21 @@ _CLAIM_LAPSED = text(f"""
     )
     SELECT tasks.* FROM tasks JOIN gone USING (id)
 """)  # noqa: S608
+
+
+_INSERT_ASSET = Statement("""
+    INSERT INTO assets (id, task_id, team_id, position, json_path, source, source_expires_at, state, place_id)
+    VALUES (:id, :task_id, :team_id, :position, :json_path, :source, :source_expires_at, :state, :place_id)
+    ON CONFLICT (id) DO NOTHING  -- written again where nobody knows whether the first commit happened
+""")
+
+_NOTE_USAGE = Statement("""
+    UPDATE tasks SET seen_usage = cast(cast(:seen AS text) AS jsonb) WHERE id = :id AND attempt = :attempt
+""")
+
+_WRITE_ANSWER = Statement("UPDATE task_bodies SET answer = :answer WHERE task_id = :task_id")
+
+_FORGET_LATER = Statement("UPDATE task_bodies SET forget_at = :forget_at WHERE task_id = :task_id")
 
 
 async def insert_task(session: AnySession, values: dict[str, Any]) -> UUID | None:
@@ -123,109 +122,53 @@ async def has_receipt(session: Session, task_id: UUID, upstream_task_id: str) ->
 
 
 async def move(
-    session: Session, task_id: UUID, to: State, *, attempt: int | None = None, reason: str | None = None, **values: Any
-) -> RowMapping | None:
+    session: AnySession,
+    task_id: UUID,
+    to: State,
+    *,
+    attempt: int | None = None,
+    reason: str | None = None,
+    **values: Any,
+) -> Mapping[str, Any] | None:
     """Move a task to a state, if it may go there and is still in that attempt; return its row, or None if not.
 
     Whoever waits on a connection is answered with the first move, unless its call runs as a task: that wait goes on.
     """
-    same_attempt = Task.attempt == attempt if attempt is not None else true()
-    values.setdefault("waited_until", case((Task.mode == "durable", Task.waited_until)))
-    statement = (
-        update(Task)
-        .where(Task.id == task_id, same_attempt, Task.state.in_(may_reach(to)))
-        .values(state=str(to), **values)
-        .returning(*Task.__table__.c)
-    )
-    row = (await session.execute(statement)).mappings().one_or_none()
-    if row is not None:
-        event = {"task_id": task_id, "attempt": row["attempt"], "state": str(to), "reason": reason}
-        await session.execute(insert(TaskEvent).values(event))
-    return row
+    params = {
+        **values,
+        "moved_id": task_id,
+        "moved_attempt": attempt,
+        "moved_to": str(to),
+        "moved_from": [str(state) for state in may_reach(to)],
+        "moved_why": reason,
+    }
+    rows = await fetch(session, _move_with(tuple(sorted(values))), params)
+    return rows[0] if rows else None
+
+
+@lru_cache(maxsize=64)
+def _move_with(columns: tuple[str, ...]) -> Statement:
+    """Return the statement that moves a task and sets these columns; their names are this house's own."""
+    sets = "".join(f", {column} = :{column}" for column in columns)
+    return Statement(f"""
+        WITH task AS (
+            UPDATE tasks SET state = cast(:moved_to AS text),
+                   waited_until = CASE WHEN mode = 'durable' THEN waited_until END{sets}
+            WHERE id = :moved_id AND state = ANY (cast(:moved_from AS text[]))
+              AND (cast(:moved_attempt AS int) IS NULL OR attempt = cast(:moved_attempt AS int))
+            RETURNING *
+        ), event AS (
+            INSERT INTO task_events (task_id, attempt, state, reason)
+            SELECT id, attempt, state, cast(:moved_why AS text) FROM task
+        )
+        SELECT * FROM task
+    """)  # noqa: S608
 
 
 async def lock_if_still_all_teams(session: Session, task_id: UUID, state: State) -> bool:
     """Lock a task that was read as being in a state; False: it has left it, perhaps just now."""
     found = await session.execute(select(Task.id).where(Task.id == task_id, Task.state == str(state)).with_for_update())
     return found.scalar_one_or_none() is not None
-
-
-async def read_queued_models_all_teams(session: Session) -> Sequence[RowMapping]:
-    """Read which models have queued tasks, on which main accounts."""
-    columns = (Task.main_account, Task.region, Task.model)
-    rows = await session.execute(select(*columns).where(Task.state == "queued").distinct())
-    return rows.mappings().all()
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A locked queued task and the key of its work."""
-
-    key: str
-    task_id: UUID
-    account_id: UUID
-    pinned: bool  # to that account
-    upstream_call: str
-    model: str
-
-
-async def claim_queued_all_teams(
-    session: Session, model_key: dict[str, str], *, limit: int, now: datetime | None
-) -> list[Claim]:
-    """Lock up to `limit` due queued tasks of one model, with their work, until the transaction ends."""
-    rows = await session.execute(_CLAIM_QUEUED, {**model_key, "limit": limit, "now": now})
-    return [Claim(row.key, row.id, row.account_id, row.pinned, row.upstream_call, row.model) for row in rows]
-
-
-_CLAIM_HOMELESS = text("""
-    SELECT work.key, tasks.id, tasks.path, tasks.mode, tasks.upstream_call, teams.regions, teams.default_region
-    FROM work JOIN tasks ON tasks.id = cast(work.key AS uuid) JOIN teams ON teams.id = tasks.team_id
-    WHERE work.kind = 'submit' AND tasks.state = 'queued' AND NOT tasks.pinned
-      AND tasks.main_account = :main_account AND tasks.region = :region AND tasks.model = :model
-    ORDER BY work.priority DESC, tasks.created_at
-    LIMIT :limit
-    FOR UPDATE OF work, tasks SKIP LOCKED
-""")
-
-_REHOME = text("""
-    WITH moved AS (
-        UPDATE work SET account_id = :account_id WHERE kind = 'submit' AND key = :key RETURNING 1
-    )
-    UPDATE tasks SET account_id = :account_id, main_account = :main_account, region = :region, path = :path
-    WHERE id = cast(:key AS uuid) AND state = 'queued' AND (SELECT count(*) FROM moved) >= 0
-""")
-
-
-async def claim_homeless_all_teams(session: Session, model_key: dict[str, str], *, limit: int) -> Sequence[RowMapping]:
-    """Lock queued tasks of a model whose accounts take no calls, with what decides where else they may go."""
-    return (await session.execute(_CLAIM_HOMELESS, {**model_key, "limit": limit})).mappings().all()
-
-
-async def rehome(session: Session, values: dict[str, Any]) -> None:
-    """Give a locked queued task to another account."""
-    await session.execute(_REHOME, values)
-
-
-async def lease_submit(session: Session, key: str, *, lease_id: UUID, until: datetime) -> int:
-    """Lease the work of a task that is about to be sent; return the epoch."""
-    epoch: int = (
-        await session.execute(_LEASE_SUBMIT, {"key": key, "lease_id": lease_id, "lease_until": until})
-    ).scalar_one()
-    return epoch
-
-
-async def mark_submitting(session: Session, task_id: UUID, **values: Any) -> RowMapping:
-    """Mark a locked queued task "about to send": the next attempt begins here."""
-    statement = (
-        update(Task)
-        .where(Task.id == task_id, Task.state == "queued")
-        .values(state="submitting", attempt=Task.attempt + 1, **values)
-        .returning(*Task.__table__.c)
-    )
-    row = (await session.execute(statement)).mappings().one()
-    event = {"task_id": task_id, "attempt": row["attempt"], "state": "submitting"}
-    await session.execute(insert(TaskEvent).values(event))
-    return row
 
 
 async def claim_lapsed_all_teams(session: Session, *, limit: int, now: datetime | None) -> Sequence[RowMapping]:
@@ -244,21 +187,6 @@ async def mark_stolen(
     """Two tasks claim one upstream task: both need an operator, neither changes its state."""
     owner = and_(Task.main_account == main_account, Task.region == region, Task.upstream_task_id == upstream_task_id)
     await session.execute(update(Task).where(or_(Task.id == task_id, owner)).values(needs_operator=True))
-
-
-async def read_polled_all_teams(session: Session, main_account: str, region: str) -> Sequence[RowMapping]:
-    """Read the open tasks of one main account and region, as its owner sees them."""
-    columns = (
-        *(Task.id, Task.attempt, Task.state, Task.team_id, Task.account_id),
-        *(Task.upstream_task_id, Task.submitted_at, Task.place_id, Task.cancel_requested_at),
-    )
-    rows = await session.execute(
-        select(*columns)
-        .where(Task.main_account == main_account, Task.region == region, Task.state.in_(("pending", "running")))
-        .where(Task.upstream_task_id.isnot(None))
-        .order_by(Task.submitted_at)
-    )
-    return rows.mappings().all()
 
 
 async def request_cancel(session: Session, team_id: UUID, task_id: UUID, *, at: datetime) -> bool:
@@ -293,9 +221,30 @@ async def read_overdue_all_teams(
     return rows.mappings().all()
 
 
-async def note_usage(session: Session, task_id: UUID, *, attempt: int, seen: dict[str, Any]) -> None:
+async def note_oddity(session: Session, task_id: UUID, *, attempt: int, oddity: str) -> None:
+    """Keep what the upstream said of a task that it never should; the first stays."""
+    same = (Task.id == task_id, Task.attempt == attempt, Task.oddity.is_(None))
+    await session.execute(update(Task).where(*same).values(oddity=oddity))
+
+
+async def mark_poisoned(session: Session, asset_id: UUID, *, reason: str) -> UUID | None:
+    """Say why a file is not copied for now, and that its task needs an operator; return the task."""
+    whose = select(Asset.task_id).where(Asset.id == asset_id, Asset.state != "stored").scalar_subquery()
+    marked = update(Task).where(Task.id == whose).values(needs_operator=True).returning(Task.id)
+    task_id: UUID | None = (await session.execute(marked)).scalar_one_or_none()
+    await session.execute(update(Asset).where(Asset.id == asset_id, Asset.state != "stored").values(reason=reason))
+    return task_id
+
+
+async def note_key(session: Session, task_id: UUID, *, attempt: int, account_key_id: UUID) -> None:
+    """Write down with which other key an attempt calls once more."""
+    same = (Task.id == task_id, Task.attempt == attempt)
+    await session.execute(update(Task).where(*same).values(account_key_id=account_key_id))
+
+
+async def note_usage(session: AnySession, task_id: UUID, *, attempt: int, seen: dict[str, Any]) -> None:
     """Keep what a stream says it has used so far."""
-    await session.execute(update(Task).where(Task.id == task_id, Task.attempt == attempt).values(seen_usage=seen))
+    await run(session, _NOTE_USAGE, {"id": task_id, "attempt": attempt, "seen": json.dumps(seen)})
 
 
 async def read_streamed(session: Session, task_id: UUID) -> list[dict[str, Any]]:
@@ -305,9 +254,10 @@ async def read_streamed(session: Session, task_id: UUID) -> list[dict[str, Any]]
     return [dict(row) for row in rows.mappings()]
 
 
-async def insert_assets(session: Session, assets: list[dict[str, Any]]) -> None:
+async def insert_assets(session: AnySession, assets: list[dict[str, Any]]) -> None:
     """Write the files that an outcome named."""
-    await session.execute(insert(Asset).values(assets))
+    for asset in assets:
+        await run(session, _INSERT_ASSET, asset)
 
 
 async def has_unsettled_assets(session: Session, task_id: UUID) -> bool:
@@ -316,20 +266,14 @@ async def has_unsettled_assets(session: Session, task_id: UUID) -> bool:
     return bool(await session.scalar(select(unsettled.exists())))
 
 
-async def write_answer(session: Session, task_id: UUID, answer: bytes) -> None:
+async def write_answer(session: AnySession, task_id: UUID, answer: bytes) -> None:
     """Keep the upstream's final answer, sealed."""
-    await session.execute(update(TaskBody).where(TaskBody.task_id == task_id).values(answer=answer))
+    await run(session, _WRITE_ANSWER, {"task_id": task_id, "answer": answer})
 
 
-async def read_request_all_teams(session: Session, task_id: UUID) -> RowMapping:
-    """Read what a team asked for, sealed, for the step that sends it."""
-    rows = await session.execute(select(TaskBody.headers, TaskBody.request).where(TaskBody.task_id == task_id))
-    return rows.mappings().one()
-
-
-async def forget_later(session: Session, task_id: UUID, *, at: datetime) -> None:
+async def forget_later(session: AnySession, task_id: UUID, *, at: datetime) -> None:
     """Say when the request of a task that has ended is to be deleted."""
-    await session.execute(update(TaskBody).where(TaskBody.task_id == task_id).values(forget_at=at))
+    await run(session, _FORGET_LATER, {"task_id": task_id, "forget_at": at})
 
 
 async def forget_requests_all_teams(session: Session, *, before: datetime, limit: int) -> int:

@@ -33,6 +33,7 @@ _FIND = Statement(f"""
       AND idempotency_keys.expires_at > {_NOW}
 """)  # noqa: S608
 
+# Waits for whoever writes to such a task just now: passing it by would pay for it twice.
 _ADOPT = Statement(f"""
     UPDATE tasks SET unanswered_at = NULL,
            waited_until = CASE WHEN mode = 'durable' AND finished_at IS NULL THEN {_NOW} + interval '60 seconds' END
@@ -41,7 +42,7 @@ _ADOPT = Statement(f"""
         WHERE api_key_id = :api_key_id AND request_hash = :request_hash AND NOT refused_inline
           AND unanswered_at > {_NOW} - make_interval(secs => :life_seconds)
         ORDER BY unanswered_at LIMIT 1
-        FOR UPDATE SKIP LOCKED
+        FOR UPDATE
     )
     RETURNING id AS task_id, mode
 """)  # noqa: S608
@@ -62,7 +63,10 @@ _WAIT_ON = text(f"""
     WHERE id = ANY (:ids) AND waited_until IS NOT NULL
 """)  # noqa: S608
 
-_ANSWERED = text("UPDATE tasks SET waited_until = NULL WHERE id = ANY (:ids) AND waited_until IS NOT NULL")
+_ANSWERED = text("""
+    UPDATE tasks SET waited_until = NULL, unanswered_at = NULL
+    WHERE id = ANY (:ids) AND (waited_until IS NOT NULL OR unanswered_at IS NOT NULL)
+""")
 
 _DIED = text(f"""
     UPDATE tasks SET unanswered_at = {_NOW}, waited_until = NULL WHERE waited_until <= {_NOW} AND unanswered_at IS NULL
@@ -105,7 +109,7 @@ async def wait_on(session: Session, task_ids: Sequence[UUID], *, seconds: float,
 
 
 async def mark_answered(session: Session, task_ids: Sequence[UUID]) -> None:
-    """Say that nobody waits for tasks any more: they were answered."""
+    """Say that nobody waits for tasks any more: they were answered, whatever was thought of their callers."""
     await session.execute(_ANSWERED, {"ids": list(task_ids)})
 
 

@@ -15,9 +15,10 @@ from app.models.tasks import State
 from app.resources import Resources
 from app.routing import room
 from app.routing.accounts import upstream_of
-from app.tasks import store
+from app.tasks import store, store_doubts
 from app.tasks.attempts import (
     LOST_ANSWER_PAUSE_SECONDS,
+    NOT_SENT,
     NOT_SENT_PAUSE_SECONDS,
     Attempt,
     InlineWait,
@@ -26,7 +27,7 @@ from app.tasks.attempts import (
     record_refusal,
     record_throttled,
 )
-from app.tasks.blame import find_another_key, has_another_account, pause_what_is_at_fault
+from app.tasks.blame import find_another_key, has_another_account, pause_what_is_at_fault, tell_of_refusal
 from app.tasks.prepare import Prepared, hand_back, prepare
 from app.upstream.answers import Accepted, Refused
 from app.upstream.faults import Fault
@@ -40,7 +41,7 @@ async def send(res: Resources, attempt: Attempt, *, inline: InlineWait | None = 
     """Send one marked attempt and record what came of it.
 
     1. Wait for its slot, make it ready (prepare); what must not leave goes back to the queue.
-    2. Outside: the create call; refused because of its key, once more with the account's next key.
+    2. Outside: the create call; refused because of its key, once more with each other.
     3. One transaction, by attempt and not by lease: the receipt (`pending`), the refusal (`failed`, or back to
        `queued` when nothing was taken), or the loss of the answer (`doubtful`).
 
@@ -54,7 +55,7 @@ async def send(res: Resources, attempt: Attempt, *, inline: InlineWait | None = 
         answer = await _create(res, attempt, prepared)
     except NotSent:
         UPSTREAM_CALLS.labels("create", "not_sent").inc()
-        await hand_back(res, attempt, reason="not_sent", pause_seconds=NOT_SENT_PAUSE_SECONDS)
+        await hand_back(res, attempt, reason=NOT_SENT, pause_seconds=NOT_SENT_PAUSE_SECONDS)
         return None
     except AnswerLost as error:
         UPSTREAM_CALLS.labels("create", "lost").inc()
@@ -89,7 +90,7 @@ async def _record(res: Resources, attempt: Attempt, answer: Accepted | Refused, 
             res.signals.wake("account")
         case Refused(fault=fault):
             UPSTREAM_CALLS.labels("create", fault).inc()
-            log.info("task.refused", task=str(attempt.task_id), status=answer.status, code=answer.code)
+            tell_of_refusal(res, attempt, answer)
             await hold_on_to(res, attempt, lambda: _record_refused(res, attempt, refused=answer, inline=inline))
 
 
@@ -100,7 +101,8 @@ async def _record_refused(res: Resources, attempt: Attempt, *, refused: Refused,
         return
     if refused.fault is Fault.ACCOUNT:
         await pause_what_is_at_fault(res, attempt, refused)
-        if inline is None or inline.holds or await has_another_account(res, attempt) or not inline.refuse():
+        may_wait = inline is None or inline.holds or await has_another_account(res, attempt, regions=inline.regions)
+        if may_wait or not (inline and inline.refuse()):
             await record_not_taken(res, attempt, reason=refused.code, pause_seconds=0)
             return
     await record_refusal(res, attempt, refused=refused, inline=inline)
@@ -169,7 +171,7 @@ async def record_doubtful(res: Resources, attempt: Attempt, *, reason: str, requ
     key = room.model_key(attempt.account, attempt.model)
     async with transaction(res) as session:
         await leases.finish(session, attempt.lease)
-        await store.move(
+        moved = await store.move(
             session,
             attempt.task_id,
             State.DOUBTFUL,
@@ -177,4 +179,6 @@ async def record_doubtful(res: Resources, attempt: Attempt, *, reason: str, requ
             reason=reason[:200],
             upstream_request_id=request_id,
         )
+        if moved is not None:
+            await store_doubts.open_doubt(session, attempt.task_id, was_seen=True, now=res.clock.for_sql())
         await room.pause(session, res, key, seconds=LOST_ANSWER_PAUSE_SECONDS)

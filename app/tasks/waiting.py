@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import RowMapping
 
-from app.lib.db import reading, transaction
+from app.lib.db import hold_on, reading, transaction
 from app.models.tasks import State
 from app.resources import Resources
 from app.tasks import store_resends
@@ -90,9 +90,14 @@ async def say_still_waiting(res: Resources) -> int:
 
 
 async def mark_answered(res: Resources, task_id: UUID) -> None:
-    """Say that a call which ran as a task has its answer."""
-    async with transaction(res) as session:
-        await store_resends.mark_answered(session, [task_id])
+    """Say that a call which ran as a task has its answer; through an absence of the database, or it would be given
+    to the next equal request, too."""
+
+    async def write() -> None:
+        async with transaction(res) as session:
+            await store_resends.mark_answered(session, [task_id])
+
+    await hold_on(write, monotonic=res.clock.monotonic)
 
 
 def _has_ended(task: Mapping[Any, Any]) -> bool:

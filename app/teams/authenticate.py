@@ -28,6 +28,8 @@ class Caller:
     hold: bool  # new async work is queued, not refused, while every allowed account is at fault
     allow_unlisted_models: bool  # models that the catalogue does not know are called all the same
     rps: float | None  # creates and sync calls a second; None: no limit of its own
+    max_queued: int | None = None  # the most of its tasks that may wait; None: no cap
+    queue_deadline_seconds: int | None = None  # how long each may; None: the setting decides
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,5 +97,7 @@ async def _load(res: Resources, key_id: str) -> _KnownKey | None:
             hold=row["hold"],
             allow_unlisted_models=row["allow_unlisted_models"],
             rps=float(row["rps"]) if row["rps"] is not None else None,
+            max_queued=row["max_queued"],
+            queue_deadline_seconds=row["queue_deadline_seconds"],
         ),
     )

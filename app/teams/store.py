@@ -65,6 +65,8 @@ async def find_api_key_all_teams(session: Session, key_id: str) -> RowMapping | 
             Team.hold,
             Team.allow_unlisted_models,
             Team.rps,
+            Team.max_queued,
+            Team.queue_deadline_seconds,
         )
         .join(Team, Team.id == ApiKey.team_id)
         .where(ApiKey.id == key_id)

@@ -19,16 +19,24 @@ from app.teams.keys import new_key
 
 MOST_KEY_DAYS = 3650
 LEAST_RPS, MOST_RPS = Decimal("0.001"), 100_000
+MOST_WEIGHT = 1_000
+MOST_QUEUED = 10_000_000
+MOST_QUEUE_SECONDS = 7 * 86_400
 SLUG_FORM = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")  # as the table's own check
 
 
 class TeamChange(TypedDict, total=False):
-    """What `team set` was told; what is absent stays. `rps` None: no limit. `regions`: the preferred one first."""
+    """What `team set` was told; what is absent stays. None: no limit, no cap, or as the setting says. `regions`: the
+    preferred one first."""
 
     durable: bool
     hold: bool
     allow_unlisted_models: bool
     rps: Decimal | None
+    weight: int
+    max_queued: int | None
+    queue_deadline_seconds: int | None
+    resubmit: bool
     regions: Sequence[str]
     models: Sequence[str]
 
@@ -53,13 +61,9 @@ async def change_team(res: Resources, slug: str, change: TeamChange) -> RowMappi
     """Change what a team chose and return its row; every process obeys within five seconds.
 
     Raises:
-        CommandRefused: no such team, nothing to change, or a rate out of bounds.
+        CommandRefused: no such team, nothing to change, or a number out of bounds.
     """
-    if not change:
-        raise CommandRefused("Say what to change.")
-    rps = change.get("rps")
-    if rps is not None and not LEAST_RPS <= rps <= MOST_RPS:
-        raise CommandRefused(f"A rate is {LEAST_RPS} to {MOST_RPS} a second.")
+    _check(change)
     values = {**change}
     if "regions" in change:
         values |= {"regions": list(dict.fromkeys(change["regions"])), "default_region": change["regions"][0]}
@@ -68,6 +72,21 @@ async def change_team(res: Resources, slug: str, change: TeamChange) -> RowMappi
         await store.update_team(session, team["id"], values)
     res.api_keys.clear()
     return await get_team(res, slug)
+
+
+def _check(change: TeamChange) -> None:
+    if not change:
+        raise CommandRefused("Say what to change.")
+    rps, weight = change.get("rps"), change.get("weight", 1)
+    max_queued, seconds = change.get("max_queued"), change.get("queue_deadline_seconds")
+    if rps is not None and not LEAST_RPS <= rps <= MOST_RPS:
+        raise CommandRefused(f"A rate is {LEAST_RPS} to {MOST_RPS} a second.")
+    if not 1 <= weight <= MOST_WEIGHT:
+        raise CommandRefused(f"A weight is a whole number from 1 to {MOST_WEIGHT}.")
+    if max_queued is not None and not 1 <= max_queued <= MOST_QUEUED:
+        raise CommandRefused(f"A cap is a whole number from 1 to {MOST_QUEUED}.")
+    if seconds is not None and not 1 <= seconds <= MOST_QUEUE_SECONDS:
+        raise CommandRefused("A queue deadline is above zero hours and at most 168.")
 
 
 async def get_team(res: Resources, slug: str) -> RowMapping:

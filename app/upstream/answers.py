@@ -1,6 +1,7 @@
 """What the upstream may answer, as values. The steps are one `match` over these."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from app.upstream.faults import Fault
@@ -108,3 +109,31 @@ class CancelRefused:
 
 
 Cancel = CancelHeard | CancelRefused
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """A task as the list shows it: without results, errors or prompts. `word` is its status, in the upstream's words.
+
+    What the answer does not say, or says in no way we can read, is "" or None. `request_id` is that of its create.
+    """
+
+    task_id: str
+    word: str
+    model: str
+    request_id: str
+    api_key_id: str
+    caller_id: str  # the main account, as far as it is told
+    created_at: datetime | None
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPage:
+    """One page of the list: its rows, how many rows all pages have, how large a page is and how many there are."""
+
+    rows: tuple[TaskRow, ...]
+    total: int
+    page_size: int
+    pages: int

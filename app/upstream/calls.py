@@ -7,15 +7,16 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import httpx
 
 from app.errors import AnswerLost, NotSent
 from app.lib import guard
-from app.lib.http import CONNECT_SECONDS, POOL_SECONDS
+from app.lib.http import Limits
 from app.upstream import answers
-from app.upstream.client import ANSWER_MAX_BYTES, Reply, Upstream, parsed_url, refusal, reply_from, text_of
-from app.upstream.streams import BadStream, SseEvent, SseParser
+from app.upstream.client import ANSWER_MAX_BYTES, Reply, Upstream, refusal, reply_from, text_of
+from app.upstream.streams import BadStream, SseEvent, SseParser, fields_of
 
 EVENT_STREAM = "text/event-stream"
 SILENCE_SECONDS = 300.0  # between two events of a stream; a picture takes minutes
@@ -27,9 +28,13 @@ Called = answers.Succeeded | answers.Refused
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """An open stream of events: each as it comes, then the end. Raises AnswerLost where it breaks off."""
+    """An open stream of events: each as it comes, then the end. Raises AnswerLost where it breaks off.
+
+    `may_be_cut`: its end is that of the connection, which looks the same whether or not something is missing.
+    """
 
     events: AsyncIterator[SseEvent]
+    may_be_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ async def call(upstream: Upstream, outgoing: Outgoing, *, began: Callable[[], Aw
             asyncio.timeout(outgoing.timeout_seconds),
             _open(upstream, outgoing, silence_seconds=outgoing.timeout_seconds) as response,
         ):
-            return verdict(await _read(response, began))
+            return verdict(await _read(upstream, response, began=began))
     except _LOST as error:
         raise AnswerLost(type(error).__name__) from error
 
@@ -72,11 +77,11 @@ async def open_stream(upstream: Upstream, outgoing: Outgoing) -> AsyncIterator[S
             asyncio.timeout(outgoing.timeout_seconds),
             _open(upstream, streamed, silence_seconds=SILENCE_SECONDS) as response,
         ):
-            media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if response.status_code == 200 and media_type == EVENT_STREAM:
-                yield Stream(_events(response))
+            if _is_stream(response):
+                is_framed = not {"transfer-encoding", "content-length"}.isdisjoint(response.headers)
+                yield Stream(_events(upstream, response), may_be_cut=not is_framed)
             else:
-                yield verdict(await _read(response))
+                yield verdict(_unframed(await _read(upstream, response), response))
     except _LOST as error:
         raise AnswerLost(type(error).__name__) from error
 
@@ -104,21 +109,21 @@ _NOT_SENT: tuple[type[Exception], ...] = (guard.Refused, httpx.ConnectError, htt
 
 @contextlib.asynccontextmanager
 async def _open(upstream: Upstream, outgoing: Outgoing, *, silence_seconds: float) -> AsyncIterator[httpx.Response]:
-    timeout = httpx.Timeout(silence_seconds, connect=CONNECT_SECONDS, pool=POOL_SECONDS)
     sent = {"Content-Type": "application/json", **outgoing.headers, **upstream.own_headers()}
-    url = parsed_url(f"{upstream.base_url}/services/{outgoing.path}")
-    request = upstream.long_client.build_request("POST", url, content=outgoing.body, headers=sent, timeout=timeout)
-    try:
-        response = await upstream.long_client.send(request, stream=True)
-    except _NOT_SENT as error:
-        raise NotSent() from error
-    try:
+    url = f"{upstream.base_url}/services/{outgoing.path}"
+    limits = Limits(silence_seconds, is_long=True)
+    async with contextlib.AsyncExitStack() as stack:
+        call = upstream.outside.call("POST", url, headers=sent, body=outgoing.body, limits=limits)
+        try:
+            response = await stack.enter_async_context(call)
+        except _NOT_SENT as error:
+            raise NotSent() from error
         yield response
-    finally:
-        await response.aclose()
 
 
-async def _read(response: httpx.Response, began: Callable[[], Awaitable[None]] | None = None) -> Reply:
+async def _read(
+    upstream: Upstream, response: httpx.Response, *, began: Callable[[], Awaitable[None]] | None = None
+) -> Reply:
     read = bytearray()
     async for chunk in response.aiter_raw():
         if not read and began is not None and len(chunk) != int(response.headers.get("content-length", "0") or 0):
@@ -126,17 +131,48 @@ async def _read(response: httpx.Response, began: Callable[[], Awaitable[None]] |
         read += chunk
         if len(read) > ANSWER_MAX_BYTES:
             raise httpx.RemoteProtocolError("the answer is too long")
-    return reply_from(response, bytes(read))
+    return reply_from(response, upstream.without_key(bytes(read)))
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[SseEvent]:
+def _is_stream(response: httpx.Response) -> bool:
+    """Tell a stream that we can read: one in an encoding that we did not ask for is none."""
+    is_plain = response.headers.get("content-encoding", "identity").strip().lower() == "identity"
+    return response.status_code == 200 and _media_type(response) == EVENT_STREAM and is_plain
+
+
+def _unframed(reply: Reply, response: httpx.Response) -> Reply:
+    """Return a refusal that came as a single event as the same refusal without its frame."""
+    if _media_type(response) != EVENT_STREAM:
+        return reply
+    parser = SseParser()
+    events = [*parser.feed(reply.body), *parser.close()]
+    if len(events) != 1:
+        return reply
+    return replace(reply, body=events[0].data.encode(), fields=fields_of(events[0]))
+
+
+def _media_type(response: httpx.Response) -> str:
+    return str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
+
+
+async def _events(upstream: Upstream, response: httpx.Response) -> AsyncIterator[SseEvent]:
     """Yield events as they arrive."""
+
+    key = upstream.key.encode()
+
+    def masked(event: SseEvent) -> SseEvent:
+        if key not in event.raw:
+            return event
+        return replace(event, data=event.data.replace(upstream.key, "***"), raw=upstream.without_key(event.raw))
+
     parser = SseParser()
     try:
-        async for chunk in response.aiter_raw():
+        async for chunk in cast(httpx.AsyncByteStream, response.stream):  # httpx's own way through it costs more
             for event in parser.feed(chunk):
-                yield event
+                yield masked(event)
         for event in parser.close():  # some streams end without the last empty line
-            yield event
+            yield masked(event)
+        if parser.is_broken:
+            raise AnswerLost("an event without end")
     except BadStream as error:
         raise AnswerLost("not a stream of events") from error

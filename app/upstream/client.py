@@ -7,17 +7,21 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 from urllib.parse import quote
 
 import httpx
 
 from app.errors import AnswerLost, CouldNotFindOut, NotSent
 from app.lib import guard
+from app.lib.http import Limits, Outside
 from app.upstream import answers
 from app.upstream.faults import Fault, fault_of
+from app.upstream.lists import ListQuery, page_of
 
+Method = Literal["GET", "POST"]
+
+_LIMITS = Limits()
 ANSWER_MAX_BYTES = 1024 * 1024
 TASK_CALL_SECONDS = 5.0
 POLICY_CALL_SECONDS = 10.0
@@ -49,14 +53,17 @@ class Reply:
 class Upstream:
     """An account's base URL and key, on the one way out. Its repr shows no key."""
 
-    client: httpx.AsyncClient
-    long_client: httpx.AsyncClient  # for calls that last minutes: apart, so that they keep nobody else from connecting
+    outside: Outside
     base_url: str
     workspace: str | None
     key: str
 
     def __repr__(self) -> str:
         return f"Upstream({self.base_url})"
+
+    def without_key(self, answer: bytes) -> bytes:
+        """Return an answer without our key, should the upstream ever repeat it: answers go on to teams."""
+        return answer.replace(self.key.encode(), b"***")
 
     def own_headers(self) -> dict[str, str]:
         """Return the headers that are the account's to say, never a team's."""
@@ -110,13 +117,16 @@ class Upstream:
         _answered(reply)
         return answers.CancelHeard()
 
-    async def list_tasks(self, *, page_size: int = 10) -> dict[str, Any]:
+    async def list_tasks(self, query: ListQuery) -> answers.TaskPage:
         """Read a page of the account's task list: also the cheapest proof that region and key belong together.
 
         Raises:
             CouldNotFindOut: as `look`.
         """
-        return (await self._ask(f"/tasks?page_no=1&page_size={page_size}")).fields
+        page = page_of((await self._ask(f"/tasks?{query.text()}")).fields, query)
+        if page is None:
+            raise CouldNotFindOut("no list")
+        return page
 
     async def get_upload_policy(self, model: str) -> answers.UploadPolicy | answers.Refused:
         """Ask for a place to put input files for a model (dashscope-api.md 7.1).
@@ -142,7 +152,7 @@ class Upstream:
         """GET something under the base; only a whole JSON answer with 200 is an answer."""
         return _answered(await self._ask_anything("GET", target))
 
-    async def _ask_anything(self, method: str, target: str) -> Reply:
+    async def _ask_anything(self, method: Method, target: str) -> Reply:
         """Make a task call, and take whatever comes back."""
         try:
             return await self._call(method, target, timeout_seconds=TASK_CALL_SECONDS)
@@ -151,7 +161,7 @@ class Upstream:
 
     async def _call(
         self,
-        method: str,
+        method: Method,
         target: str,
         *,
         timeout_seconds: float,
@@ -161,14 +171,14 @@ class Upstream:
         sent = {**(headers or {}), **self.own_headers()}
         async with (
             asyncio.timeout(timeout_seconds),
-            self.client.stream(method, parsed_url(self.base_url + target), content=body, headers=sent) as response,
+            self.outside.call(method, self.base_url + target, headers=sent, body=body, limits=_LIMITS) as response,
         ):
             read = bytearray()
             async for chunk in response.aiter_raw():
                 read += chunk
                 if len(read) > ANSWER_MAX_BYTES:
                     raise httpx.RemoteProtocolError("the answer is too long")
-            return reply_from(response, bytes(read))
+            return reply_from(response, self.without_key(bytes(read)))
 
 
 def reply_from(response: httpx.Response, body: bytes) -> Reply:
@@ -189,12 +199,6 @@ def _answered(reply: Reply) -> Reply:
     if not reply.fields:
         raise CouldNotFindOut("not a JSON object")
     return reply
-
-
-@lru_cache(maxsize=256)
-def parsed_url(url: str) -> httpx.URL:
-    """Parse an address once: creates go to few, and httpx takes 100 us for it."""
-    return httpx.URL(url)
 
 
 def _receipt(reply: Reply) -> answers.Accepted | answers.Refused:
@@ -218,7 +222,9 @@ def refusal(reply: Reply, request_id: str) -> answers.Refused:
         AnswerLost: it is not the upstream's own verdict.
     """
     code, message = text_of(reply.fields, "code"), text_of(reply.fields, "message")
-    if code in BROKEN_THERE or (not code and reply.status != 429):
+    # a key may also be refused without a code, in words alone (dashscope-api.md 5.2)
+    is_said = bool(code) or reply.status == 429 or (reply.status == 401 and bool(message))
+    if code in BROKEN_THERE or not is_said:
         _no_verdict(reply, code=code, request_id=request_id)
     return answers.Refused(
         status=reply.status if reply.status >= 400 else 400,

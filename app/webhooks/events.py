@@ -1,15 +1,16 @@
 """Events for the team, written in the transaction of the fact they tell (the outbox)."""
 
+import json
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import RowMapping
-
-from app.lib.db import Session
+from app.lib.db import AnySession
 from app.lib.ids import new_id
 from app.webhooks import store
 
 
-async def tell_end(session: Session, task: RowMapping, *, at: datetime) -> None:
+async def tell_end(session: AnySession, task: Mapping[str, Any], *, at: datetime) -> None:
     """Record that a task ended: ids, state and code; no prompt, no link."""
     payload = {
         "task_id": str(task["id"]),
@@ -25,6 +26,6 @@ async def tell_end(session: Session, task: RowMapping, *, at: datetime) -> None:
         "team_id": task["team_id"],
         "task_id": task["id"],
         "type": f"task.{task['state']}",
-        "payload": payload,
+        "payload": json.dumps(payload),
     }
     await store.insert_event(session, values)

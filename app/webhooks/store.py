@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from sqlalchemy.dialects.postgresql import insert
+from app.lib.db import AnySession, Statement, run
 
-from app.lib.db import Session
-from app.models import WebhookEvent
+_INSERT = Statement("""
+    INSERT INTO webhook_events (id, team_id, task_id, type, payload)
+    VALUES (:id, :team_id, :task_id, :type, cast(cast(:payload AS text) AS jsonb))
+    ON CONFLICT (task_id, type) DO NOTHING
+""")
 
 
-async def insert_event(session: Session, values: dict[str, Any]) -> None:
+async def insert_event(session: AnySession, values: dict[str, Any]) -> None:
     """Write an event once per task and type."""
-    await session.execute(
-        insert(WebhookEvent).values(values).on_conflict_do_nothing(index_elements=["task_id", "type"])
-    )
+    await run(session, _INSERT, values)

@@ -275,3 +275,16 @@ async def test_a_read_while_the_database_is_away_is_a_503(world: World) -> None:
         answer = await teams.get(link)
     expect_problem(answer, 503)
     assert answer.headers["retry-after"] == "2"
+
+
+async def test_what_could_carry_a_script_is_kept_and_not_opened(world: World) -> None:
+    order = {"model": "wordart-semantic", "input": {"text": "boat", "prompt": "waves"}, "parameters": {"n": 1}}
+    url, headers = "/api/v1/services/aigc/wordart/semantic", world.headers(**{"X-DashScope-Async": "enable"})
+    created = (await world.http.post(url, json=order, headers=headers)).json()["output"]["task_id"]
+    assert await world.finish(created) == "SUCCEEDED"
+    (result,) = (await world.read(created))["output"]["results"]
+    drawn, traced = [await world.http.get(result[name]) for name in ("png_url", "svg_url")]
+    assert [sha256(drawn), sha256(traced)] == pictures(world)
+    assert traced.headers["content-type"] == "image/svg+xml"
+    assert traced.headers["content-disposition"] == "attachment"
+    assert "content-disposition" not in drawn.headers

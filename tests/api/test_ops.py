@@ -6,13 +6,14 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.api.openapi import document
 from app.main import create_app
 from app.resources import open_resources
 from app.simulator import Simulator
 from tests.api.parts import without_database
 from tests.world import ADMIN_TOKEN, World, open_world, settings_for_tests
 
-OPERATORS_OWN = ("/metrics", "/admin/v1/usage")
+OPERATORS_OWN = ("/metrics", "/admin/v1/usage", "/openapi.json")
 
 
 async def metrics(world: World) -> dict[tuple[str, ...], float]:
@@ -100,6 +101,12 @@ async def test_only_the_admin_token_opens_the_operators_surface(world: World) ->
             assert statuses == [401] * len(wrong), path
 
 
+async def test_operators_get_the_document_of_the_teams_routes_for_their_own_address(world: World) -> None:
+    answer = await world.operators.get("/openapi.json")
+    assert answer.status_code == 200
+    assert answer.json() == document(world.res.settings.public_url)
+
+
 async def test_without_an_admin_token_set_nobody_is_an_operator(database_url: str, tmp_path: Path) -> None:
     async with open_resources(settings_for_tests(database_url, tmp_path, admin_token=None)) as res:
         for given in ("Bearer ", "Bearer None", f"Bearer {ADMIN_TOKEN}"):
@@ -115,7 +122,8 @@ async def test_the_admin_token_is_no_teams_key(world: World) -> None:
 
 async def test_the_teams_surface_has_nothing_of_the_operators(world: World) -> None:
     sent = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
-    for path in ("/metrics", "/admin/v1/usage", "/admin/v1", "/console", "//metrics", "/METRICS", "/admin;x"):
+    others = ("/admin/v1", "/console", "//metrics", "/METRICS", "/admin;x", "/api/v1/openapi.json")
+    for path in (*OPERATORS_OWN, *others):
         assert (await world.http.get(path, headers=sent)).status_code == 404, path
 
 
@@ -125,7 +133,7 @@ async def test_the_operators_surface_has_nothing_of_the_teams(world: World) -> N
 
 
 async def test_nothing_else_is_served_on_either_surface(world: World) -> None:
-    for path in ("/docs", "/redoc", "/openapi.json", "/debug", "/.git/config", "/env", "/"):
+    for path in ("/docs", "/redoc", "/debug", "/.git/config", "/env", "/"):
         for client in (world.http, world.operators):
             assert (await client.get(path)).status_code == 404, path
 

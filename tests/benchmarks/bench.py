@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,11 +73,13 @@ async def measure(server: Server, name: str, count: int, call: Callable[[], Awai
     server.milliseconds.setdefault(name, []).append(used)
 
 
-async def start(arguments: list[str], url: str, environment: dict[str, str], *, ready: str = "/readyz") -> Server:
-    """Start a server on one core and wait until it answers."""
+async def start(
+    arguments: list[str], url: str, environment: dict[str, str], *, ready: str = "/readyz", pinned: bool = True
+) -> Server:
+    """Start a server, on one core where it is measured, and wait until it answers."""
     began = time.monotonic()
     process = subprocess.Popen(
-        ["taskset", "-c", str(CORE), sys.executable, *arguments],
+        [*(("taskset", "-c", str(CORE)) if pinned else ()), sys.executable, *arguments],
         env={"PATH": os.environ["PATH"], **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -94,7 +96,9 @@ async def start(arguments: list[str], url: str, environment: dict[str, str], *, 
     raise RuntimeError(f"the server ended with {process.returncode}")
 
 
-async def prepare(database_url: str, environment: dict[str, str], simulator: dict[str, Any]) -> str:
+async def prepare(
+    environment: dict[str, str], simulator: dict[str, Any], *, models: Sequence[str] = (str(BODY["model"]),)
+) -> str:
     """Make account, team and key with limits that nothing here meets; return the API key."""
 
     def dashgate(*arguments: str) -> Any:
@@ -106,7 +110,8 @@ async def prepare(database_url: str, environment: dict[str, str], simulator: dic
     account = ("--region", region, "--base-url", place["base_url"], "--api-key", place["key"])
     await asyncio.to_thread(dashgate, "account", "add", "bench", *account)
     limits = ("--rps", "100000", "--running", "10000000")
-    await asyncio.to_thread(dashgate, "account", "limit", "bench", BODY["model"], *limits)
+    for model in models:
+        await asyncio.to_thread(dashgate, "account", "limit", "bench", model, *limits)
     await asyncio.to_thread(dashgate, "team", "create", "bench", "--region", region)
     key = await asyncio.to_thread(dashgate, "key", "create", "bench")
     return str(key["api_key"])
@@ -211,7 +216,7 @@ async def bench(database_url: str, scratch: Path) -> None:
     try:
         assert simulator.stdout is not None
         described = json.loads(await asyncio.to_thread(simulator.stdout.readline))
-        key = await prepare(database_url, environment, described)
+        key = await prepare(environment, described)
         async with aiohttp.ClientSession() as session:
             limits = {"creates_per_second": 100_000, "running_tasks": 10_000_000, "task_calls_per_second": 100_000}
             await session.post(f"{described['control_url']}/limits", json=limits)

@@ -13,6 +13,9 @@ import pytest
 import pytest_asyncio
 
 from app.simulator import BEIJING, Simulator, SimulatorOptions, running_simulator
+from tests.contract.both_ends import _contract_database, both, stage
+
+__all__ = ["_contract_database", "both", "stage"]  # fixtures of the tests that play cases at both ends
 
 CREATE_PATH = "/services/aigc/image-generation/generation"
 

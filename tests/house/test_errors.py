@@ -26,6 +26,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 }
 OURS = sorted(set(CLASSES) - {"UpstreamRefused"})
 DASHSCOPE_PATH, PROBLEM_PATH, STORE_PATH = "/api/v1/tasks/x", "/admin/v1/usage", "/uploads/x"
+OPENAI_PATHS = ("/v1/images/generations", "/compatible-mode/v1/images/edits", "/compatible-mode/v1/models")
 
 
 def make(name: str) -> DashgateError:
@@ -54,6 +55,35 @@ def test_an_error_renders_as_a_problem(name: str) -> None:
     assert (status, headers["content-type"]) == (error.status, "application/problem+json")
     assert set(body) == {"type", "title", "status", "detail", "instance"}
     assert (body["status"], body["detail"], body["instance"]) == (error.status, error.message, PROBLEM_PATH)
+
+
+@pytest.mark.parametrize("path", OPENAI_PATHS)
+@pytest.mark.parametrize("name", CLASSES)
+def test_an_error_renders_in_openais_shape(name: str, path: str) -> None:
+    error = make(name)
+    status, headers, body = render(error, path)
+    assert (status, headers["content-type"]) == (error.status, "application/json")
+    said = body["error"]
+    assert (body.keys(), said.keys()) == ({"error", "request_id"}, {"message", "type", "param", "code"})
+    assert re.fullmatch(r"[a-z]+(_[a-z]+)*", said["code"])
+    if name == "UpstreamRefused":
+        assert (said["code"], said["message"], body["request_id"]) == ("invalid_parameter", "n must be 1 to 4", "r")
+    else:
+        assert (said["message"], said["param"], body["request_id"]) == (error.message, None, "our-request-id")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        *((400, "invalid_request_error"), (401, "authentication_error"), (403, "permission_error")),
+        *((404, "invalid_request_error"), (429, "rate_limit_error"), (500, "server_error"), (503, "server_error")),
+    ],
+)
+def test_openais_kind_of_an_error_follows_its_status(status: int, kind: str) -> None:
+    for body in (b"{}", b"[]", b"<html>", b"[" * 100_000, b'{"code":7,"message":null}'):
+        _, _, said = render(errors.UpstreamRefused(status, body), OPENAI_PATHS[0])
+        assert (said["error"]["type"], said["request_id"]) == (kind, "our-request-id")
+        assert said["error"]["message"] == "The upstream refused the request."
 
 
 @pytest.mark.parametrize("name", OURS)

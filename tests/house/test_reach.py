@@ -156,10 +156,20 @@ def test_only_the_upstream_client_knows_the_path_of_tasks() -> None:
 def test_only_the_owner_of_an_account_asks_about_its_tasks() -> None:
     asked = [
         source.at(call, "asks")
-        for source in elsewhere("app/tasks/poll.py", "app/simulator/")
+        for source in elsewhere("app/tasks/look.py", "app/tasks/doubts.py", "app/simulator/")
         for call in method_calls(source, "look", "cancel_task")
     ]
     assert asked == []
+
+
+def test_only_the_owner_and_doctor_read_the_upstreams_list() -> None:
+    listed = [
+        source.at(call, "lists")
+        for source in elsewhere("app/tasks/look.py", "app/tasks/listing_upstream.py", "app/cli/account_checks.py")
+        for call in method_calls(source, "list_tasks")
+        if not source.path.startswith("app/simulator/")
+    ]
+    assert listed == []
 
 
 def test_only_outcome_records_what_the_upstream_made() -> None:

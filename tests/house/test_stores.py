@@ -21,6 +21,9 @@ STORES = (
     *(module(f"app/{room}/store.py") for room in ROOMS),
     module("app/tasks/store_reads.py"),
     module("app/tasks/store_resends.py"),
+    module("app/tasks/store_polled.py"),
+    module("app/tasks/store_queue.py"),
+    module("app/tasks/store_doubts.py"),
 )
 
 READING = {"sqlalchemy.select", "sqlalchemy.update", "sqlalchemy.delete"}
@@ -32,8 +35,10 @@ WITHOUT_A_TEAM = {
     "tasks.record_receipt": "by id and attempt: the sender holds the lease, and a fact is recorded whoever has it",
     "tasks.has_receipt": "by id and upstream task id: did our own receipt arrive before the connection broke?",
     "tasks.move": "by id, attempt and state: the one compare-and-set of every step",
-    "tasks.lease_submit": "by the key that claim_queued_all_teams locked",
-    "tasks.mark_submitting": "by the id that claim_queued_all_teams locked",
+    "tasks.mark_submitting": "by the ids that claim_queued_all_teams locked",
+    "tasks.note_key": "by id and attempt: its sender calls once more with another key",
+    "tasks.note_oddity": "by id and attempt: the owner of the account has just looked at it",
+    "tasks.mark_poisoned": "by the id of the asset whose work the worker has claimed",
     "tasks.mark_stolen": "by upstream task id: whose it is, is just what nobody knows",
     "tasks.has_unsettled_assets": "by the id of the task that the step has locked",
     "tasks.forget_later": "by the id of the task that finish has just ended",
@@ -43,6 +48,16 @@ WITHOUT_A_TEAM = {
     "tasks.rehome": "by the key that claim_homeless_all_teams locked",
     "tasks.note_usage": "by id and attempt: the pump of just this stream",
     "tasks.read_streamed": "by the id of the task that was given up in this transaction",
+    # doubts: read over all teams by the owner of the account, and changed by id and attempt
+    "tasks.open_doubt": "by the id of the task that was moved to doubtful in this transaction",
+    "tasks.insert_orphans": "upstream tasks that are nobody's",
+    "tasks.note_look": "by id and attempt: what the list said of a doubt",
+    "tasks.postpone": "by ids and attempts: their list could not be read",
+    "tasks.adopt": "by id, attempt and state: the list has shown its task",
+    "tasks.close_doubt": "by id and attempt, in the transaction that ends the doubt",
+    "tasks.count_lost_senders": "by the id that lock_doubtful_all_teams locked",
+    "tasks.read_key_ids": "upstream keys belong to no team",
+    "tasks.learn_key_id": "upstream keys belong to no team",
     # resends: a task is found by its team's key, or by the API key that made it
     "tasks.adopt_unanswered": "by API key and request hash: the very caller that was never answered",
     "tasks.mark_left": "by the id of the task whose caller has just left its connection",

@@ -1,23 +1,18 @@
-"""Goal: what one task made is the input of the next, and a local file reaches the upstream through the gateway alone.
+"""Goal: what one task made is the input of the next, and an upload is one for its own team.
 Method: a whole gateway over a database and the simulator, whose journal shows what the upstream was really given.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import pytest_asyncio
 
 from app.simulator import BEIJING, SINGAPORE, Simulator
-from tests.journeys.test_vendor_sdk import Sdk, Stand, gateway, plain, stand, straight
 from tests.world import World, open_world
-
-__all__ = ["gateway", "stand", "straight"]  # fixtures
 
 HOUR = 3600
 PICTURE = base64.b64decode(
@@ -107,21 +102,3 @@ async def test_an_upload_is_an_input_of_its_own_team_in_its_own_region(wide: Wor
     refused = await wide.post(order_with(wide, link), "beta", **resolve)
     assert (refused.status_code, refused.json()["code"]) == (400, "InvalidParameter")
     assert len(wide.sim.truth.tasks) == 1
-
-
-@pytest.mark.parametrize("scheme", ["file://", ""])
-async def test_the_sdks_local_files_travel_through_the_gateway_alone(
-    stand: Stand, gateway: Sdk, straight: Sdk, tmp_path: Path, scheme: str
-) -> None:
-    picture = tmp_path / "cup.png"
-    picture.write_bytes(PICTURE)
-
-    async def make(sdk: Sdk) -> Any:
-        content = [{"text": "a paper boat"}, {"image": f"{scheme}{picture}"}]
-        return await sdk.make(messages=[{"role": "user", "content": content}])
-
-    result = await make(gateway)
-    assert result.output.task_status == "SUCCEEDED"
-    (stored,) = stand.sim.truth.uploads
-    assert stored.sha256 == hashlib.sha256(PICTURE).hexdigest()
-    assert plain(result) == plain(await make(straight))

@@ -91,5 +91,9 @@ def test_every_command_of_the_readme_does_what_it_says(checkout: Path) -> None:
     assert done.returncode == 0, told
     assert "All is well" in done.stdout, told  # the demo
     assert "SUCCEEDED" in done.stdout, told  # the SDK
+    for printed in ("answered: [", "streamed: [", "generated: http"):  # synchronously, as a stream, by OpenAI's SDK
+        assert printed in done.stdout, told
     assert '"task_status": "PENDING"' in done.stdout, told  # curl
+    assert "event:result" in done.stdout, told
+    assert '"code": "UnsupportedOperation"' in done.stdout, told  # a cancel that comes too late
     assert list((checkout / ".dashgate" / "art").rglob("*.png")), told

@@ -15,7 +15,7 @@ from app.models.tasks import Mode, UpstreamCall
 from app.routing.accounts import all_accounts, limit_model
 from app.simulator import BEIJING
 from app.tasks.attempts import Attempt
-from app.tasks.store import read_polled_all_teams
+from app.tasks.store_polled import read_polled_all_teams
 from tests.world import World
 
 MODEL = "wan2.6-image"
@@ -95,7 +95,7 @@ async def attempt_of(world: World, task_id: str) -> Attempt:
 async def polled(world: World) -> Sequence[Any]:
     """The open tasks as their owner reads them."""
     async with reading(world.res) as session:
-        return await read_polled_all_teams(session, BEIJING, BEIJING)
+        return await read_polled_all_teams(session, BEIJING, region=BEIJING)
 
 
 def sent(world: World) -> list[str | None]:

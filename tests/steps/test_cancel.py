@@ -7,8 +7,9 @@ import pytest
 
 from app.lib.ids import new_id
 from app.tasks.cancel import Cancel, cancel
-from app.tasks.poll import SUCCESSOR_WAIT_SECONDS, THROTTLED_PAUSE_SECONDS, Watches, poll_due, release
+from app.tasks.poll import SUCCESSOR_WAIT_SECONDS, Watches, poll_due, release
 from app.tasks.waiting import wait_for_task
+from app.tasks.watch import THROTTLED_PAUSE_SECONDS
 from tests.api.parts import receipt, scripted_upstream, state
 from tests.steps.parts import DAY, locked, queued, sent, states, task, until, until_blocked, works
 from tests.world import World
@@ -211,7 +212,7 @@ async def test_a_wish_without_a_verdict_in_time_stands_and_the_next_owner_fulfil
     assert (await task(world, task_id))["cancel_requested_at"] == asked_at
     await release(world.res, watches=world.watches)
     world.sim.advance(SUCCESSOR_WAIT_SECONDS + 0.1)
-    await poll(world, {})
+    await poll(world, Watches())
     assert await states(world) == ["canceled"]
 
 
@@ -223,7 +224,7 @@ async def test_an_owner_whose_lease_ends_between_cancel_and_look_asks_nothing_mo
     watch.pace.hold(0.1)
     before = asked_upstream(world)
     polling = asyncio.create_task(poll(world))
-    await until(lambda: UUID(task_id) in watch.cancel_asked_at)
+    await until(lambda: watch.picture.find_wish(now=world.res.clock.monotonic()) is not None)
     world.sim.advance(world.res.settings.account_lease_seconds + 1)
     assert await polling == 0
     assert asked_upstream(world) == before

@@ -113,6 +113,39 @@ async def test_an_image_arrives_whole_with_its_facts(body: bytes, content_type: 
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "body", "content_type"),
+    [
+        ("a.mp4", b"\x00\x00\x00\x1cftypisom" + bytes(100), "video/mp4"),
+        ("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'></svg>", "image/svg+xml"),
+        ("a.svg", b"<?xml version='1.0'?><svg></svg>", "image/svg+xml"),
+        ("a.json", b'{"transcripts": []}', "application/json"),
+    ],
+    ids=["film", "drawing", "drawing with a prologue", "transcript"],
+)
+async def test_a_film_a_drawing_or_a_transcript_arrives_whole(name: str, body: bytes, content_type: str) -> None:
+    async with serving(answer(body)) as files:
+        got, facts = await fetch(files, files.link(f"/{name}?Expires=1"))
+    assert (got, facts.content_type, facts.extension) == (body, content_type, name.rpartition(".")[2])
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mp4", "a.svg"])
+async def test_an_error_in_json_is_no_file(name: str) -> None:
+    async with serving(answer(b'{"code": "InternalError"}')) as files:
+        with pytest.raises(SourceFault):
+            await fetch(files, files.link(f"/{name}?Expires=1"))
+
+
+async def test_a_film_may_be_larger_than_an_image_but_has_a_bound_too() -> None:
+    film = b"\x00\x00\x00\x1cftypisom" + bytes(1_000)
+    async with serving(answer(film)) as files:
+        link = files.link("/a.mp4?Expires=1")
+        assert (await fetch(files, link, max_bytes=100))[0] == film
+        with pytest.raises(SourceRefused) as refusal:
+            await fetch(files, link, max_film_bytes=100)
+    assert refusal.value.why == "too_large"
+
+
 async def test_an_image_in_small_pieces_arrives_whole() -> None:
     async with serving(answer(PNG)[: -len(PNG)] + PNG[:3], PNG[3:]) as files:
         files.go.set()

@@ -376,6 +376,13 @@ async def test_a_full_pool_of_cancelled_calls_recovers() -> None:
         assert (await outside.client.get(f"http://127.0.0.1:{canary.port}/")).status_code == 200
 
 
+async def test_an_idle_connection_is_left_before_a_server_would_end_it() -> None:
+    session = Wires().open_session(Guard(AllowList()))
+    assert isinstance(session.connector, aiohttp.TCPConnector)
+    assert session.connector._keepalive_timeout < 5  # uvicorn's; a call on a dying connection is a lost answer
+    await session.close()
+
+
 async def test_what_a_request_body_raises_is_raised_and_not_called_a_lost_connection() -> None:
     async def failing() -> AsyncIterator[bytes]:
         yield b"some"

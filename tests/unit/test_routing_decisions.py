@@ -14,7 +14,6 @@ from app.routing.catalogue import Offer, load_catalogue, unlisted_offer
 from app.routing.choice import Candidate, Wish, choose, pick
 from app.routing.room import doubtful_occupies_seconds, learn, send_slots
 from app.routing.ways import Asked, Way, find_way, serves_path
-from app.tasks.schedule import due_looks
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 OFFER = load_catalogue(None).models["wan2.6-image"]
@@ -254,19 +253,3 @@ def test_a_doubt_occupies_twice_what_is_usual_and_never_more_than_a_quarter_of_a
     learned: float | None, seconds: float
 ) -> None:
     assert doubtful_occupies_seconds(learned) == seconds
-
-
-def test_with_many_open_tasks_the_looks_go_round() -> None:
-    tasks = [f"task {number}" for number in range(25)]
-    looked_at: dict[str, float] = {}
-    seen = []
-    for second in range(3):
-        due = due_looks(tasks, looked_at, now=float(second), calls_per_second=10)
-        looked_at |= dict.fromkeys(due, float(second))
-        seen += due
-    assert seen[:25] == tasks
-    assert seen[25:] == tasks[:5]
-
-
-def test_however_slow_the_pace_one_look_is_planned() -> None:
-    assert due_looks(["a", "b"], {}, now=0.0, calls_per_second=0.1) == ["a"]

@@ -1,14 +1,16 @@
 """What each answer of the upstream means: taken, refused, nothing sent, or nobody knows."""
 
+import contextlib
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
 
 import httpx
 import pytest
 
 from app.errors import AnswerLost, CouldNotFindOut, NotSent
 from app.lib.guard import AddressRefused, UrlRefused
+from app.lib.http import Limits, Outside
 from app.upstream import answers
 from app.upstream.client import ANSWER_MAX_BYTES, Upstream
 from app.upstream.faults import ACCOUNT_CODES, Fault, fault_of
@@ -16,9 +18,23 @@ from app.upstream.faults import ACCOUNT_CODES, Fault, fault_of
 ERROR = {"code": "InvalidParameter", "message": "no such size", "request_id": "r-1"}
 
 
+class ScriptedOutside:
+    """The way out, answered by a function."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    @contextlib.asynccontextmanager
+    async def call(
+        self, method: str, url: str, *, headers: dict[str, str], body: bytes | None, limits: Limits
+    ) -> AsyncIterator[httpx.Response]:
+        async with self._client.stream(method, url, headers=headers, content=body) as response:
+            yield response
+
+
 def upstream(answer: Callable[[httpx.Request], httpx.Response], workspace: str | None = None) -> Upstream:
-    client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
-    return Upstream(client, client, "https://upstream.example/api/v1", workspace, "sk-canary")
+    scripted = cast(Outside, ScriptedOutside(httpx.AsyncClient(transport=httpx.MockTransport(answer))))
+    return Upstream(scripted, "https://upstream.example/api/v1", workspace, "sk-canary")
 
 
 def answering(status: int, body: Any = b"", **headers: str) -> Upstream:

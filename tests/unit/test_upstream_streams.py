@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 
 from app.upstream.results import find_artifacts, find_usage
-from app.upstream.streams import BadStream, SseEvent, SseParser, StreamedAnswer, format_event
+from app.upstream.streams import (
+    DEPTH_MAX,
+    MOST_CHOICES,
+    MOST_FILES,
+    BadStream,
+    SseEvent,
+    SseParser,
+    StreamedAnswer,
+    fields_of,
+    format_event,
+)
 
 URL = "https://h.example/{}.png?Expires=1795400000&Signature=a%2Fb%3D"
 STREAM = (
@@ -92,6 +102,49 @@ def test_an_event_of_just_the_longest_length_is_taken() -> None:
     assert len(parse(event * 3, 10, event_max_bytes=64)) == 3
     with pytest.raises(BadStream):
         parse(event, 10, event_max_bytes=63)
+
+
+@pytest.mark.parametrize("step", [1, 10, 1000])
+def test_comments_alone_are_no_stream_when_they_are_too_many(step: int) -> None:
+    with pytest.raises(BadStream):
+        parse(b": nothing\n\n" * 10 + b"data:late\n\n", step, event_max_bytes=64)
+    assert len(parse((b": a\n\n" * 10 + b"data:x\n\n") * 10, step, event_max_bytes=64)) == 10
+
+
+@pytest.mark.parametrize(
+    ("event", "is_plain"),
+    [
+        (b"id:1\nevent:result\n:HTTP_STATUS/200\ndata:{}\n\n", True),
+        (b"data: {}\r\n: a remark\r\nid: 1\r\n\r\n", True),
+        (b"event:error\nevent:result\ndata:{}\n\n", False),
+        (b"data:{}\ndata:{}\n\n", False),
+        (b"status:500\ndata:{}\n\n", False),
+        (b":HTTP_STATUS/200\n:HTTP_STATUS/400\ndata:{}\n\n", False),
+        (b"data:{\revent:error}\n\n", False),
+    ],
+)
+def test_an_event_is_plain_when_every_parser_reads_the_same_in_it(event: bytes, is_plain: bool) -> None:
+    (found,) = parse(event, 1000)
+    assert found.is_plain is is_plain
+
+
+def test_the_data_of_an_event_is_a_json_object_or_nothing() -> None:
+    assert fields_of(SseEvent("result", '{"a":[1.5]}')) == {"a": [1.5]}
+    assert fields_of(SseEvent("done", "")) == fields_of(SseEvent("done", "[DONE]")) == {}
+    deep = "[" * DEPTH_MAX + "]" * DEPTH_MAX
+    flat = "[" + ",".join(["[]"] * 1000) + "]"
+    assert fields_of(SseEvent("result", f'{{"a":{flat}}}'))
+    for nonsense in ("7", "[]", "{", '{"a":NaN}', '{"a":-Infinity}', '{"a":1e999}', f'{{"a":{deep}}}', "[" * 99_999):
+        with pytest.raises(BadStream):
+            fields_of(SseEvent("result", nonsense))
+
+
+def test_bytes_that_are_no_text_are_told_from_a_letter_that_looks_like_them() -> None:
+    letter, bytes_ = '{"a":"\ufffd"}', b'data:{"a":"\xff"}\n\n'
+    assert fields_of(SseEvent("result", letter, raw=letter.encode())) == {"a": "\ufffd"}
+    (event,) = parse(bytes_, 1000)
+    with pytest.raises(BadStream):
+        fields_of(event)
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -244,3 +297,32 @@ def test_text_without_end_is_not_kept_without_end() -> None:
     streamed.fold(said(image(1), usage={"image_count": 1}))
     assert len(json.dumps(streamed.answer)) < 4_001_000
     assert len(find_artifacts(streamed.answer["output"])) == 1
+
+
+@pytest.mark.parametrize(
+    "item", [{"audio": "x" * 100_000}, {"image": 7, "x": "y" * 100_000}, {"text": ["x" * 100_000]}]
+)
+def test_whatever_else_is_said_is_not_kept_without_end(item: dict[str, Any]) -> None:
+    streamed = StreamedAnswer()
+    for number in range(50):
+        streamed.fold({"output": {f"key {number}": item, **said({**item, "number": number})["output"]}})
+    assert len(json.dumps(streamed.answer)) < 4_010_000
+
+
+def test_an_answer_has_so_many_choices_and_files_and_no_more() -> None:
+    with pytest.raises(BadStream):
+        StreamedAnswer().fold({"output": {"choices": [{}] * (MOST_CHOICES + 1)}})
+    with pytest.raises(BadStream):
+        StreamedAnswer().fold({"output": {"results": [{"url": URL.format(1)}] * (MOST_FILES + 1)}})
+    streamed = StreamedAnswer()
+    for number in range(MOST_FILES):
+        streamed.fold(said(image(number)))
+    with pytest.raises(BadStream):
+        streamed.fold(said(image(MOST_FILES)))
+
+
+def test_a_reason_that_is_no_word_is_no_end() -> None:
+    for reason in ([], {}, 7, True, None, "", "null"):
+        streamed = StreamedAnswer()
+        streamed.fold({"output": {"choices": [{"finish_reason": reason}]}})
+        assert not streamed.is_finished
