@@ -22,13 +22,13 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup sdk1 demo test test-all check fix bench migration clean lock
+.PHONY: help setup sdk1 demo test test-all check fix bench bench-engine migration clean lock
 
 ##@ Use it
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## install into .venv
 
@@ -57,6 +57,9 @@ fix: $(INSTALLED) ## repair what lint and format can repair
 
 bench: $(INSTALLED) ## measure
 	$(PY) -m tests.benchmarks.bench
+
+bench-engine: $(INSTALLED) ## measure how early ends are seen, beside the limit line; ARGS="--tasks 10000" takes longer
+	$(PY) -m tests.benchmarks.engine $(ARGS)
 
 ##@ Look after it
 migration: $(INSTALLED) ## begin a new migration: m="what changes"

@@ -5,7 +5,6 @@ models, regions, resends and bill underneath. Errors are worded by rendering.py.
 """
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from app.resources import Resources
 from app.routing.catalogue import load_catalogue
 from app.routing.ways import Asked
 from app.tasks.accept import Call
-from app.tasks.resend import mark_left
+from app.tasks.leaving import mark_once
 from app.teams.authenticate import Caller
 
 log = structlog.get_logger()
@@ -99,18 +98,17 @@ async def _answer(request: Request, res: Resources, who: Caller, *, ready: _Read
         try:
             files = await read_files(res, who.team_id, task_id, most_bytes=ANSWER_MAX_BYTES)
         except (DashgateError, DatabaseAway) as trouble:
-            return await _made_but_not_read(request, res, task_id, trouble=trouble)
+            await mark_once(res, task_id, request=ready.call.resent, left=left)
+            return _made_but_not_read(request, task_id, trouble=trouble)
         body = await asyncio.to_thread(tell_images, output, created=created, files=files)
         if left.is_set():
-            await mark_left(res, task_id)
+            await mark_once(res, task_id, request=ready.call.resent, left=left)
     return Response(body, headers=task_headers(task_id), media_type="application/json")
 
 
-async def _made_but_not_read(request: Request, res: Resources, task_id: UUID, *, trouble: Exception) -> Response:
+def _made_but_not_read(request: Request, task_id: UUID, *, trouble: Exception) -> Response:
     """Say that images are made and paid for but cannot be sent: the same request gets them, and none by itself."""
     log.warning("answer.not_read", task=str(task_id), error=str(trouble))
-    with contextlib.suppress(DatabaseAway):
-        await mark_left(res, task_id)
     response = error_response(request, trouble if isinstance(trouble, DashgateError) else FileAway())
     response.headers.update(task_headers(task_id))
     return response

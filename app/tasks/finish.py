@@ -28,11 +28,13 @@ async def finish(
 ) -> Mapping[str, Any] | None:
     """End a task: final state, event, and the team's webhook event; None: it had ended or moved on already.
 
-    A task that was refused in the create's own answer (`refused_inline`) is told to nobody: the caller knows.
+    A task that was refused in the create's own answer (`refused_inline`) is told to nobody: the caller knows. Its event
+    gives `reason`, or its code.
     """
     if not is_terminal(to):
         raise ValueError(f"{to} is not an ending")
-    task = await store.move(session, task_id, to, attempt=attempt, reason=values.get("code"), finished_at=at, **values)
+    reason = values.pop("reason", values.get("code"))
+    task = await store.move(session, task_id, to, attempt=attempt, reason=reason, finished_at=at, **values)
     if task is None:
         return None
     await store.forget_later(session, task_id, at=at + timedelta(seconds=REQUEST_LIFE_SECONDS))

@@ -17,6 +17,8 @@ from app.tasks.resend import Resent, mark_left
 
 log = structlog.get_logger()
 
+SETTLE_TURNS = 3  # of the loop, from the end of a connection to the beginning of its mark
+
 
 class Leaving(asyncio.Event):
     """Set when a caller hangs up. `is_marked` keeps a task from being marked again after another has adopted it."""
@@ -39,7 +41,8 @@ async def marked_when_left(res: Resources, task_id: UUID, *, request: Resent, le
     marking: list[asyncio.Future[None]] = []
 
     def mark() -> None:
-        marking.append(asyncio.ensure_future(mark_once(res, task_id, request=request, left=left)))
+        if not left.is_marked:
+            marking.append(_begin_mark(res, task_id, request=request, left=left))
 
     left.then = mark
     if left.is_set():
@@ -53,25 +56,39 @@ async def marked_when_left(res: Resources, task_id: UUID, *, request: Resent, le
 
 
 async def mark_once(res: Resources, task_id: UUID, *, request: Resent, left: Leaving) -> None:
-    """Mark a task whose caller gets no answer, unless that was done; the same request gets this task.
-
-    Database away: the mark is lost, and the same request makes another task.
-    """
-    if left.is_marked:
-        return
-    left.is_marked = True
-    marking = res.leaving[request.hash] = asyncio.ensure_future(mark_left(res, task_id))
-    try:
-        await marking
-    except DatabaseAway:
-        log.warning("task.left_unmarked", task=str(task_id))
-    finally:
-        if res.leaving.get(request.hash) is marking:
-            del res.leaving[request.hash]
+    """Mark a task whose caller gets no answer, unless that was done; the same request gets this task."""
+    if not left.is_marked:
+        await asyncio.wait({_begin_mark(res, task_id, request=request, left=left)})
 
 
 async def settle_marks(res: Resources, request: Resent) -> None:
-    """Wait for the mark that is being written for an equal request."""
+    """Wait for the mark that is being written for an equal request, or is about to be.
+
+    Of a client that hangs up and comes again at once both may reach this process in one moment.
+    """
+    for _ in range(SETTLE_TURNS):
+        await asyncio.sleep(0)
     marking = res.leaving.get(request.hash)
     if marking is not None:
         await asyncio.wait({marking})
+
+
+def _begin_mark(res: Resources, task_id: UUID, *, request: Resent, left: Leaving) -> asyncio.Future[None]:
+    """Begin to write a mark; until it is written, equal requests wait for it."""
+    left.is_marked = True
+    marking = res.leaving[request.hash] = asyncio.ensure_future(_mark(res, task_id))
+
+    def forget(_: object) -> None:
+        if res.leaving.get(request.hash) is marking:
+            del res.leaving[request.hash]
+
+    marking.add_done_callback(forget)
+    return marking
+
+
+async def _mark(res: Resources, task_id: UUID) -> None:
+    """Write the mark. Database away: it is lost, and the same request makes another task."""
+    try:
+        await mark_left(res, task_id)
+    except DatabaseAway:
+        log.warning("task.left_unmarked", task=str(task_id))

@@ -4,7 +4,8 @@ The upstream's `/tasks` is called here, and for doubts in listing_upstream.py, a
 is outcome's affair; which call comes next is the plan's. An unanswered question is asked again later.
 """
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from typing import TypeVar
 
@@ -28,16 +29,18 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-POISON_SECONDS = 60.0  # how long a task is left alone whose outcome could not be recorded
+POISON_SECONDS = 60.0  # how long a task is left alone whose outcome could not be recorded,
+DATABASE_AWAY_SECONDS = 1.0  # and how long if that is the database's trouble
 
 
 async def look_at(res: Resources, watch: Watch, *, task: Open, kind: Kind) -> None:
     """Look at a task once and record what was learned."""
-    outcome = await _find_out(res, watch, task)
-    if outcome is not None:
-        found_end = await _record(res, watch, task, outcome=outcome)
-        if kind is Kind.LOOK:
-            watch.note_look(found_end=found_end)
+    async with _handed_back(res, watch, task):
+        outcome = await _find_out(res, watch, task)
+        if outcome is not None:
+            await _record(res, watch, task, outcome=outcome)
+            if kind is Kind.LOOK:
+                watch.note_look(found_end=not isinstance(outcome, Pending | Running | Gone))
 
 
 async def cancel(res: Resources, watch: Watch, *, task: Open) -> None:
@@ -47,33 +50,35 @@ async def cancel(res: Resources, watch: Watch, *, task: Open) -> None:
     lost, or a process died before its look, the next cancel is refused because the task is cancelled already: that,
     too, the look says.
     """
-    answer = await _call(res, watch, task, operation="cancel", call=lambda there: there.cancel_task(task.upstream_id))
-    if answer is None:
-        return None
-    is_refused = isinstance(answer, CancelRefused)
-    UPSTREAM_CALLS.labels("cancel", "refused" if is_refused else "heard").inc()
-    try:
-        await watch.turn()
-    except CouldNotFindOut:
-        return _leave_unanswered(res, watch, task)
-    outcome = await _find_out(res, watch, task)
-    if outcome is None:
-        return None
-    before = watch.learned
-    await _record(res, watch, task, outcome=outcome)
-    if is_refused and watch.learned == before and isinstance(outcome, Pending):
-        async with transaction(res) as session:
-            await store.clear_cancel_all_teams(session, task.id)
-        watch.picture.forget_wish(task)
-        res.signals.tell(task.id)
-    return None
+    async with _handed_back(res, watch, task):
+        answer = await _call(
+            res, watch, task, operation="cancel", call=lambda there: there.cancel_task(task.upstream_id)
+        )
+        if answer is None:
+            return
+        is_refused = isinstance(answer, CancelRefused)
+        UPSTREAM_CALLS.labels("cancel", "refused" if is_refused else "heard").inc()
+        try:
+            await watch.turn()
+        except CouldNotFindOut:
+            _leave_unanswered(res, watch, task)
+            return
+        outcome = await _find_out(res, watch, task)
+        if outcome is None:
+            return
+        learned = await _record(res, watch, task, outcome=outcome)
+        if is_refused and not learned:
+            async with transaction(res) as session:
+                await store.clear_cancel_all_teams(session, task.id)
+            watch.picture.forget_wish(task)
+            res.signals.tell(task.id)
 
 
 async def read_page(res: Resources, watch: Watch) -> None:
     """Read the next page of a sweep, and tell the picture what it shows."""
     sweeps = watch.sweeps
-    query = sweeps.next_query(res.clock.monotonic(), at=res.clock.now(), picture=watch.picture)
     try:
+        query = sweeps.next_query(res.clock.monotonic(), at=res.clock.now(), picture=watch.picture)
         account = await _lister(res, watch)
         page = await watch.call(res, account, operation="list", call=lambda there: there.list_tasks(query))
     except DashgateError as error:
@@ -90,6 +95,8 @@ async def read_page(res: Resources, watch: Watch) -> None:
         _miss(res, watch, whole)
     if started:
         await record_started(res, [(task.id, task.attempt) for task in started])
+        for task in started:
+            task.is_running = True
 
 
 def _take_in(res: Resources, watch: Watch, page: TaskPage, *, sweep: Sweep | None) -> list[Open]:
@@ -108,7 +115,6 @@ def _take_in(res: Resources, watch: Watch, page: TaskPage, *, sweep: Sweep | Non
         if task is not None:
             watch.picture.saw_in_list(task, now=now, at=at)
             if row.word == "RUNNING" and not task.is_running:
-                task.is_running = True
                 started.append(task)
     return started
 
@@ -141,29 +147,39 @@ async def _find_out(res: Resources, watch: Watch, task: Open) -> Look | None:
     return outcome
 
 
-async def _record(res: Resources, watch: Watch, task: Open, *, outcome: Look) -> bool:
-    """Record what was found out; tell whether it is the task's end."""
+@contextlib.asynccontextmanager
+async def _handed_back(res: Resources, watch: Watch, task: Open) -> AsyncIterator[None]:
+    """Whatever goes wrong with a task, give it back to the picture, for later: nobody else would ask about it."""
     try:
-        learned = await record_outcome(res, task.row(), outcome)
+        yield
     except Exception as error:
         # The database is away, or a bug met by one row: that must not keep the owner from the others.
-        seconds = 1.0 if isinstance(error, DatabaseAway) else POISON_SECONDS
+        seconds = DATABASE_AWAY_SECONDS if isinstance(error, DatabaseAway) else POISON_SECONDS
         now, at = res.clock.monotonic(), res.clock.now().timestamp()
         watch.picture.leave_alone(task, seconds=seconds, now=now, at=at)
         raise
+
+
+async def _record(res: Resources, watch: Watch, task: Open, *, outcome: Look) -> bool:
+    """Record what was found out; tell whether it was news."""
+    learned = await record_outcome(res, task.row(), outcome)
     watch.learned += learned
-    is_open = isinstance(outcome, Pending | Running) or (isinstance(outcome, Gone) and not learned)
-    if is_open:
-        task.is_running |= isinstance(outcome, Running)
-        if isinstance(outcome, Gone):
+    now, at = res.clock.monotonic(), res.clock.now().timestamp()
+    match outcome:
+        case Pending() | Running():
+            task.is_running |= isinstance(outcome, Running)
+            watch.picture.say_unfinished(task, now=now, at=at)
+        case Gone() if not learned:
             _say_unknown(task)
-        watch.picture.say_unfinished(task, now=res.clock.monotonic(), at=res.clock.now().timestamp())
-        return False
-    if isinstance(outcome, Succeeded):
-        _learn_duration(res, watch, task, outcome=outcome)
-    watch.picture.drop(task)
-    watch.sweeps.note_end()
-    return True
+            watch.picture.say_unfinished(task, now=now, at=at)
+        case _ if learned:
+            _learn_duration(res, watch, task, outcome=outcome)
+            watch.picture.end(task, now=now)
+            watch.sweeps.note_end()
+        case _:
+            watch.picture.drop(task)  # somebody else was first, or it is in another attempt
+            watch.sweeps.note_end()
+    return learned
 
 
 def _say_unknown(task: Open) -> None:
@@ -176,9 +192,9 @@ def _say_unknown(task: Open) -> None:
         log.error("task.unknown_upstream", task=str(task.id), upstream_task=task.upstream_id)
 
 
-def _learn_duration(res: Resources, watch: Watch, task: Open, *, outcome: Succeeded) -> None:
+def _learn_duration(res: Resources, watch: Watch, task: Open, *, outcome: Look) -> None:
     """Learn how long the model took, by the upstream's own clock, and how long its end went unseen."""
-    seconds = seconds_taken(outcome)
+    seconds = seconds_taken(outcome) if isinstance(outcome, Succeeded) else None
     if seconds is not None:
         watch.picture.durations(task.model).add(seconds)
         unseen = res.clock.now().timestamp() - task.submitted_at - seconds

@@ -55,6 +55,7 @@ async def run_round(res: Resources, watch: Watch) -> None:
             watch.pace.spend()
             _begin_call(res, watch, call)
             await asyncio.sleep(0)  # it leaves now
+    watch.refuse_asked()
     while watch.under_way:
         watch.refuse_asked()  # also whoever asks now
         await asyncio.wait(watch.under_way, timeout=PATIENCE_SECONDS)

@@ -33,6 +33,8 @@ from app.tasks.schedule import (
 
 # A task that is this young may be missing from a list that lags.
 LIST_LAG_SECONDS = 10.0
+STALE_SECONDS = 15.0  # longer than a query may take
+MOST_ENDED = 1_000
 NEVER = float("-inf")
 
 
@@ -115,6 +117,7 @@ class Picture:
         self._wishes: dict[UUID, Open] = {}
         self._durations: dict[str, Durations] = {}
         self._known: dict[UUID, UUID] = {}  # one object for the many equal ids of teams, accounts and places
+        self._ended: dict[UUID, float] = {}  # the last that ended here: a reading that began before may show them open
         self._tickets = count(1)
         self._turn = 0.0
         self._reading = 0
@@ -158,6 +161,8 @@ class Picture:
 
     def put(self, row: Mapping[Any, Any], *, now: float, at: float) -> None:
         """Take in a row, new or known."""
+        if now - self._ended.get(row["id"], NEVER) < STALE_SECONDS:
+            return
         self._weights[row["team_id"]] = float(row["weight"])
         self.durations(row["model"]).remember(row["learned_seconds"])
         known = self._tasks.get(row["id"])
@@ -182,6 +187,13 @@ class Picture:
         self._tasks.pop(task.id, None)
         if self._by_upstream_id.get(task.upstream_id) is task:
             del self._by_upstream_id[task.upstream_id]
+
+    def end(self, task: Open, *, now: float) -> None:
+        """Forget a task whose end was recorded here."""
+        self.drop(task)
+        self._ended[task.id] = now
+        while len(self._ended) > MOST_ENDED:
+            del self._ended[next(iter(self._ended))]
 
     # What the upstream says.
 

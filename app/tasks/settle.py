@@ -91,7 +91,8 @@ async def end_not_taken(res: Resources, name: Name, verdict: Verdict, *, reason:
         if task["resubmit"] and not is_poison:
             await _send_again(session, res, task, reason=reason)
         else:
-            at, ending = res.clock.now(), {"code": "Dashgate.NotAccepted", "message": NOT_ACCEPTED}
+            at = res.clock.now()
+            ending = {"code": "Dashgate.NotAccepted", "message": NOT_ACCEPTED, "reason": reason}
             await finish(session, task_id, State.FAILED, attempt=attempt, at=at, needs_operator=is_poison, **ending)
     DOUBTS_SETTLED.labels(str(verdict)).inc()
     log.info("task.not_taken", task=str(task_id), verdict=str(verdict), reason=reason)

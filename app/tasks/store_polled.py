@@ -1,4 +1,7 @@
-"""SQL of what the owner of an account reads of its open tasks, and of the starts that a list showed it."""
+"""SQL of what the owner of an account reads of its open tasks, and of the starts that a list showed it.
+
+The one move here is a compare-and-set with its event, as those in store.py, for many tasks at once.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ there is one pace, one count of what is on the wire and one place that hears a 4
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import TypeVar
 from uuid import UUID
@@ -175,10 +175,9 @@ class Watch:
             self.wire.end(number)
             self.news.set()
 
-    def hear(self, keys: object) -> None:
+    def hear(self, keys: Collection[UUID]) -> None:
         """Take in which rows have changed."""
-        if isinstance(keys, tuple | list | set):
-            self.told.update(keys)
+        self.told.update(keys)
         if len(self.told) > MOST_TOLD:
             self.told.clear()
             self.read_at = None  # too many to ask for one by one: all are read

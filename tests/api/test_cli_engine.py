@@ -84,12 +84,12 @@ async def test_an_operator_says_that_a_task_was_refused(world: World) -> None:
     task_id, _ = await doubtful(world)
     assert (await dashgate(world, "task", "settle", task_id, "--refused")).document["state"] == "failed"
     row = await task(world, task_id)
-    assert (row["code"], await events(world, task_id)) == ("Dashgate.NotAccepted", "Dashgate.NotAccepted")
+    assert (row["code"], await why_failed(world, task_id)) == ("Dashgate.NotAccepted", "operator: refused")
     assert (await world.row("SELECT verdict FROM doubts"))["verdict"] == "refused"
     assert await world.rows("SELECT 1 FROM ledger_entries WHERE task_id = $1::uuid", task_id) == []
 
 
-async def events(world: World, task_id: str) -> Any:
+async def why_failed(world: World, task_id: str) -> Any:
     row = await world.row("SELECT reason FROM task_events WHERE task_id = $1::uuid AND state = 'failed'", task_id)
     return row["reason"]
 

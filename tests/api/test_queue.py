@@ -104,8 +104,7 @@ async def test_events_tell_the_place_as_a_comment(world: World) -> None:
     await noted(world)
     url = f"/api/v1/tasks/{task_id}"
     following = asyncio.create_task(world.http.get(f"{url}/events", headers=world.headers()))
-    await asyncio.sleep(0)
-    await until(lambda: bool(world.res.streams))
+    await until(lambda: len(world.res.standings._kept) == 2)  # it has been told
     await world.http.post(f"{url}/cancel", headers=world.headers())
     lines = (await following).text.split("\n")
     assert ":QUEUE-POSITION/1" in lines

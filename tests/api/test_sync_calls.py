@@ -158,7 +158,7 @@ async def test_a_call_that_is_waited_for_goes_before_what_was_queued_earlier(wor
 async def test_a_caller_that_hangs_up_leaves_a_task_that_goes_on_and_can_be_read(world: World) -> None:
     line = await call(world)
     await until(lambda: len(world.res.awaited) == 1)
-    await line.hang_up()
+    line.hang_up()
     await line.answer()
     row = await sync_task(world)
     assert (row["unanswered_at"], row["waited_until"]) == (world.res.clock.now(), None)
@@ -174,7 +174,7 @@ async def test_a_caller_that_hangs_up_leaves_a_task_that_goes_on_and_can_be_read
 async def test_a_caller_that_hangs_up_before_the_receipt_is_noticed_at_once(world: World) -> None:
     world.sim.fail_next("create", "hang", seconds=60)
     line = await call(world)
-    await line.hang_up()
+    line.hang_up()
 
     async def is_marked() -> bool:
         return (await sync_task(world))["unanswered_at"] is not None
@@ -518,7 +518,7 @@ async def test_many_calls_in_line_ask_the_database_little(world: World) -> None:
 
 async def test_a_relayed_call_whose_caller_hangs_up_is_read_to_its_end(world: World) -> None:
     line = await call(world, relay_order())
-    await line.hang_up()
+    line.hang_up()
 
     async def is_marked() -> bool:
         return (await sync_task(world))["unanswered_at"] is not None
@@ -536,7 +536,7 @@ async def test_a_relayed_call_whose_caller_hangs_up_is_read_to_its_end(world: Wo
 
 async def test_a_caller_that_left_and_asks_again_gets_the_same_call(world: World) -> None:
     line = await call(world, relay_order())
-    await line.hang_up()
+    line.hang_up()
     again = Line(world, relay_order())
     answer = await served(world, again)
     assert (answer.status_code, len(world.sim.truth.calls)) == (200, 1)
@@ -549,7 +549,7 @@ async def test_a_caller_that_leaves_in_the_second_try_finds_that_try_again(world
     await until(lambda: len(world.res.lines) == 1)
     world.sim.advance(5)
     await until(lambda: len(world.sim.truth.calls) == 1)
-    await line.hang_up()
+    line.hang_up()
     again = Line(world, relay_order())
     answer = await served(world, again)
     assert (answer.status_code, operations(world)) == (200, ["sync", "sync"])
@@ -560,7 +560,7 @@ async def test_a_caller_that_leaves_the_line_sends_nothing(world: World) -> None
     await fill(world)
     line = Line(world, relay_order())
     await until(lambda: len(world.res.lines) == 1)
-    await line.hang_up()
+    line.hang_up()
     await line.answer()
     assert (await world.rows("SELECT id FROM tasks"), operations(world), len(world.res.lines)) == ([], [], 0)
 

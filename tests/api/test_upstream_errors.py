@@ -391,6 +391,7 @@ async def test_the_code_of_a_failed_task_is_the_upstreams_unless_our_account_is_
         assert output.get("message", "") == ("" if ours else row.message), row
         assert ((row.code, row.message) in refused) is ours, row
     assert await world.rows("SELECT 1 FROM ledger_entries") == []  # what failed costs nothing
+    assert len(world.sim.truth.journal.read(operation="create")) == len(ids)  # and is not made a second time by us
 
 
 async def test_a_call_that_runs_as_a_task_has_the_status_of_the_code_that_its_task_ended_with(world: World) -> None:

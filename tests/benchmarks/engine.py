@@ -4,10 +4,12 @@ Prints figures, asserts nothing. Gateway, worker and simulator are processes of 
 the gateway's `made_at` less the simulator's end of the task, calls are counted where the simulator received them.
 
     python -m tests.benchmarks.engine [--tasks 1000] [--only burst|drain|default] [--page-size 100]
+    python -m tests.benchmarks.engine --only seeded [--tasks 100000] [--seconds 600]
 
 * burst: that many tasks at once on one account with raised limits, ending at four fifths of the pace; pages of 100,
   then of 10.
 * drain: as many ended while no worker ran; then one worker reads them. It is killed on the way, and another stopped.
+* seeded: on request, as many ended tasks written straight into both sides, and one worker that reads for so long.
 * default: an account as it comes, 5 creates a second and 5 running, tasks of 90 s, a long queue; beside the others.
 """
 
@@ -49,7 +51,7 @@ IN_FLIGHT = 16
 UTILIZATION = 0.8
 SHORTEST_SECONDS = 10.0
 DEFAULT_SECONDS, DEFAULT_TASKS, DEFAULT_SLOTS, DEFAULT_TASK_SECONDS = 200.0, 40, 5, 90.0
-DRAIN_TASKS = 1_000
+DRAIN_TASKS = 700
 DRAIN_LEASE_SECONDS = 4
 DRAIN_ALONE_SECONDS = 40.0
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
@@ -236,6 +238,37 @@ async def drain(database_url: str, folder: Path, *, count: int, page_size: int) 
     return table
 
 
+SEED = """
+    INSERT INTO tasks (id, team_id, api_key_id, mode, upstream_call, state, attempt, model, path, region, account_id,
+                       main_account, most, request_id, upstream_task_id, queue_deadline_at, sent_at, submitted_at)
+    SELECT gen_random_uuid(), teams.id, api_keys.id, 'async', 'async', 'running', 1, $1,
+           'aigc/image-generation/generation', accounts.region, accounts.id, accounts.main_account, 1, 'seeded', seed,
+           now() + interval '1 day', now(), now()
+    FROM unnest($2::text[]) AS seed, teams, api_keys, accounts
+"""
+
+
+async def seeded(database_url: str, folder: Path, *, count: int, seconds: float) -> Table:
+    """Measure a worker that finds very many ended tasks."""
+    told = {"page_size": 100, "seconds": (0.1, 0.5), "seeded": count}
+    async with stage(database_url, folder, raised=True, **told) as there:
+        ids = json.loads((folder / "seeded.json").read_text())
+        await there.rows(SEED, MODEL, ids)
+        await there.rows("ANALYZE tasks")
+        worker = await there.fleet.worker()
+        await asyncio.sleep(seconds)
+        used = usage(worker)
+        truth = await there.truth()
+    times = truth.call_times
+    lasted = times[-1] - times[0]
+    table = Table("", "measured", "aim", title=f"{count} ended tasks, {lasted:.0f} s of reading")
+    table.add_row("pace used", f"{(len(times) - 1) / (CALLS_A_SECOND * lasted):.1%}", ">= 97 %")
+    table.add_row("calls per finished task", f"{len(times) / len(truth.seen):.3f}", "<= 1.10")
+    table.add_row("most calls in any second", str(most_in_a_second(times)), "<= 20")
+    table.caption = f"{used} (aims: one core, 350 MiB); {kinds(truth)}"
+    return table
+
+
 async def default(database_url: str, folder: Path) -> Table:
     """Measure an account as it comes, with more to do than it can."""
     seconds = (DEFAULT_TASK_SECONDS, DEFAULT_TASK_SECONDS)
@@ -302,9 +335,11 @@ async def run(databases: Any, scratch: Path, options: argparse.Namespace) -> Non
     async def in_turn() -> None:
         sizes = [options.page_size] if options.page_size else [100, 10]
         for size in sizes if wanted("burst") else []:
-            await show(f"burst-{size}", burst, count=options.tasks, page_size=size)
+            await show(f"burst-{size}", burst, count=options.tasks or 1_000, page_size=size)
+        if options.only == "seeded":
+            await show("seeded", seeded, count=options.tasks or 100_000, seconds=options.seconds)
         if wanted("drain"):
-            await show("drain", drain, count=min(options.tasks, DRAIN_TASKS), page_size=sizes[0])
+            await show("drain", drain, count=options.tasks or DRAIN_TASKS, page_size=sizes[0])
 
     async with asyncio.TaskGroup() as group:
         if wanted("default"):
@@ -315,8 +350,9 @@ async def run(databases: Any, scratch: Path, options: argparse.Namespace) -> Non
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--tasks", type=int, default=1_000)
-    parser.add_argument("--only", choices=["burst", "drain", "default"])
+    parser.add_argument("--tasks", type=int)
+    parser.add_argument("--only", choices=["burst", "drain", "default", "seeded"])
+    parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--page-size", type=int)
     parser.add_argument("--keep", type=Path, help="leave logs and the simulator's truth in this folder")
     options = parser.parse_args()

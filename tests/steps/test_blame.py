@@ -216,6 +216,6 @@ async def test_the_callers_workspace_is_never_passed_on_and_the_accounts_always_
             told = await upstream.asked()
             assert told.request.headers["x-dashscope-workspace"] == "ws-ours"
             told.cut()
-            await line.hang_up()
+            line.hang_up()
             await line.answer()
             await world.rows("DELETE FROM account_models")  # the pause after a lost answer

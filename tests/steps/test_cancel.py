@@ -150,6 +150,17 @@ async def test_a_refusal_of_what_still_waits_ends_the_wish_and_the_task_goes_on(
         assert [request.method for request in upstream.received] == ["GET"]
 
 
+async def test_a_refusal_of_what_the_upstream_does_not_know_ends_the_wish_too(world: World) -> None:
+    async with scripted_upstream(world) as upstream:
+        upstream.create, upstream.look = receipt(), state("UNKNOWN")
+        task_id = await world.create()
+        await wish(world, task_id)
+        upstream.create = REFUSAL
+        await poll(world)
+        row = await task(world, task_id)
+    assert (row["state"], row["cancel_requested_at"]) == ("pending", None)
+
+
 async def test_the_upstreams_yes_alone_cancels_nothing(world: World) -> None:
     async with scripted_upstream(world) as upstream:
         upstream.create, upstream.look = receipt(), state("PENDING")

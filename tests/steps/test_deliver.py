@@ -173,6 +173,24 @@ async def test_a_dead_copiers_file_is_copied_when_its_lease_has_lapsed(world: Wo
     assert (await task(world, task_id))["state"] == "succeeded"
 
 
+async def test_a_file_that_five_copiers_died_of_is_held_and_an_operator_asked_for(world: World) -> None:
+    await made(world)
+    lapsed = "UPDATE work SET lease_id = gen_random_uuid(), attempts = $1, epoch = $1 WHERE kind = 'deliver'"
+    await world.rows(lapsed, 5)
+    await deliver_due(world.res)
+    assert (await asset(world))["state"] == "waiting"
+    assert (await asset(world))["reason"] == "its workers died"
+    assert (await world.row("SELECT needs_operator FROM tasks"))["needs_operator"]
+    assert await seconds_until_due(world, "deliver") == 900
+
+
+async def test_a_file_that_four_copiers_died_of_is_tried_again(world: World) -> None:
+    await made(world)
+    await world.rows("UPDATE work SET lease_id = gen_random_uuid(), attempts = 4, epoch = 4 WHERE kind = 'deliver'")
+    await deliver_due(world.res)
+    assert (await asset(world))["state"] == "stored"
+
+
 async def test_a_copier_that_lost_its_lease_still_records_what_it_stored(world: World) -> None:
     async with scripted_upstream(world) as upstream:
         task_id = await made_by(world, upstream, "1.png")

@@ -9,15 +9,35 @@ from datetime import timedelta
 from typing import Any
 
 import httpx
+import pytest
 
+from app.errors import CommandRefused
+from app.lib.db import reading
+from app.lib.metrics import TASKS_POISONED
 from app.routing.changes import AccountChange, change_account
 from app.simulator import BEIJING
+from app.simulator.options import SimulatorKey
+from app.tasks.keep import open_request
 from app.tasks.poll import poll_due
-from app.tasks.rescue import end_overdue
+from app.tasks.rescue import end_overdue, rescue_due
+from app.tasks.settle import MOST_LOST_LEASES, settle_by_operator
+from app.tasks.store_doubts import read_requests_all_teams
 from app.tasks.submit import record_receipt
 from app.teams.teams import change_team
 from app.upstream.answers import Accepted
-from tests.steps.parts import DAY, allow, attempt_of, hanging_create, let_go, queued, sent, states, task, until
+from tests.steps.parts import (
+    DAY,
+    allow,
+    attempt_of,
+    hanging_create,
+    let_go,
+    queued,
+    sent,
+    states,
+    task,
+    until,
+    works,
+)
 from tests.world import World
 
 ECHOING = "aigc/text2image/image-synthesis"
@@ -283,6 +303,89 @@ async def test_a_doubt_that_is_given_up_says_so_on_its_row(world: World) -> None
     assert (await doubt(world, task_id))["verdict"] == "unknown"
 
 
+# --- by whom, and how often -----------------------------------------------------------------------------------------
+
+
+async def died(world: World, task_id: str) -> None:
+    """The process that sends a task dies, and nothing was taken."""
+    world.sim.fail_next("create", "hang", processed=False, seconds=60)
+    before = len(world.sim.truth.journal.read(operation="create"))
+    dispatching = asyncio.create_task(world.dispatch())
+    await until(lambda: len(world.sim.truth.journal.read(operation="create")) > before)
+    for call in list(world.res.calls._under_way):
+        call.cancel()
+    let_go(world)
+    await asyncio.gather(dispatching, return_exceptions=True)
+    assert (await task(world, task_id))["state"] == "submitting"
+
+
+async def test_a_task_that_took_five_processes_with_it_is_not_sent_again(world: World) -> None:
+    await change_team(world.res, "alpha", {"resubmit": True})
+    (task_id,) = await queued(world, 1)
+    before = TASKS_POISONED._value.get()
+    for number in range(MOST_LOST_LEASES):
+        await died(world, task_id)
+        world.sim.advance(60)
+        await rescue_due(world.res)
+        assert (await task(world, task_id))["state"] == "doubtful"
+        world.sim.advance(PROOF_SECONDS)
+        await poll_due(world.res, watches=world.watches)
+        world.sim.advance(70)
+        await poll_due(world.res, watches=world.watches)
+        again = number + 1 < MOST_LOST_LEASES
+        assert (await task(world, task_id))["state"] == ("queued" if again else "failed")
+    row = await task(world, task_id)
+    assert (row["code"], row["attempt"], row["needs_operator"]) == ("Dashgate.NotAccepted", MOST_LOST_LEASES, True)
+    assert await works(world, "submit") == []
+    assert TASKS_POISONED._value.get() == before + 1
+
+
+async def test_a_row_that_nobody_can_have_made_is_an_orphan_and_given_to_nobody(world: World) -> None:
+    await exclusive(world)
+    theirs = await stranger(world)
+    world.sim.advance(300)
+    task_id = await lost(world, taken=False)
+    await look(world, PROOF_SECONDS + 80)
+    (orphan,) = await world.rows("SELECT upstream_task_id, task_id, reason FROM upstream_orphans")
+    assert orphan == {"upstream_task_id": theirs, "task_id": None, "reason": "listed"}
+    assert (await task(world, task_id))["state"] == "failed"
+
+
+async def test_where_others_may_call_only_rows_of_our_keys_are_orphans(world: World) -> None:
+    await world.create("a receipt")
+    other = SimulatorKey("sk-sim-another", BEIJING)
+    world.sim.truth.add_task(other, world.sim.truth.tasks[0].order, request_id="r-theirs")
+    world.sim.advance(300)
+    await lost(world, taken=False)
+    await look(world, PROOF_SECONDS + 80)
+    assert await world.rows("SELECT 1 FROM upstream_orphans") == []
+
+
+async def test_a_row_of_another_key_cannot_be_a_lost_call(world: World) -> None:
+    await allow(world)
+    await world.create("a receipt")
+    task_id = await lost(world, taken=False)
+    other = SimulatorKey("sk-sim-another", BEIJING)
+    world.sim.truth.add_task(other, world.sim.truth.tasks[0].order, request_id="r-theirs")
+    await look(world, PROOF_SECONDS + 80)
+    assert (await task(world, task_id))["code"] == "Dashgate.NotAccepted"
+
+
+async def test_an_operator_settles_what_evidence_cannot(world: World) -> None:
+    await allow(world)
+    task_id = await lost(world)
+    await settle_by_operator(world.res, (await task(world, task_id))["id"], upstream_task_id=upstream_id(world, "lost"))
+    assert await reason(world, task_id, "pending") == "adopted: operator"
+    await look(world, 20)
+    assert (await task(world, task_id))["state"] == "succeeded"
+
+
+async def test_an_operator_cannot_settle_what_is_settled(world: World) -> None:
+    task_id = await world.create()
+    with pytest.raises(CommandRefused, match="not in doubt"):
+        await settle_by_operator(world.res, (await task(world, task_id))["id"], upstream_task_id=None)
+
+
 # --- many ----------------------------------------------------------------------------------------------------------
 
 
@@ -348,10 +451,6 @@ async def settled_rightly(world: World) -> float:
 
 
 async def prompts(world: World) -> dict[str, str]:
-    from app.lib.db import reading
-    from app.tasks.keep import open_request
-    from app.tasks.store_doubts import read_requests_all_teams
-
     ids = [row["id"] for row in await world.rows("SELECT id FROM tasks")]
     async with reading(world.res) as session:
         rows = await read_requests_all_teams(session, ids)

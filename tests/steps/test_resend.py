@@ -185,8 +185,9 @@ async def test_after_a_fault_of_our_account_the_key_is_free_again(world: World, 
     assert refusal(await (await ask()).answer()) == (503, "Dashgate.UpstreamAccount")  # nobody is asked now
     world.sim.advance(61)
     line = await ask()
+    await until(lambda: submissions(world) == 2)
     answer = await served(world, line)
-    assert (answer.status_code, submissions(world)) == (200, 2)
+    assert answer.status_code == 200
     assert answer.headers["X-Dashgate-Task-Id"] != str((await rows(world))[0]["id"])
 
 
@@ -273,7 +274,7 @@ async def test_a_durable_call_is_waited_for_in_another_process_too(world: World,
 
 async def left(world: World, line: Line) -> str:
     """Hang up, and wait until that is noticed; return the task."""
-    await line.hang_up()
+    line.hang_up()
 
     async def marked() -> bool:
         return any(row["unanswered_at"] for row in await rows(world))
@@ -357,7 +358,7 @@ async def test_a_client_that_asks_again_while_the_first_is_under_way_waits_with_
     world.sim.fail_next("create", "hang", seconds=60)
     first = await create(world)
     await until(lambda: len(world.sim.truth.tasks) == 1)
-    await first.hang_up()
+    first.hang_up()
     again = await create(world)  # within a moment, as one of the SDKs does
     await until(lambda: len(world.res.waiters) == 1)
     let_go(world)
@@ -395,7 +396,7 @@ async def test_a_client_of_a_queued_task_that_was_cut_off_gets_its_task(world: W
     async with locked(world, "SELECT 1 FROM account_models FOR UPDATE"):
         line = await create(world)
         await until_blocked(world)
-        await line.hang_up()
+        line.hang_up()
     await line.answer()
     row = (await rows(world))[-1]
     assert (row["state"], row["unanswered_at"] is not None) == ("queued", True)

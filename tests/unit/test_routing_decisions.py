@@ -12,7 +12,7 @@ from app.errors import InvalidParameter, UpstreamAccountAtFault
 from app.models.tasks import Mode, UpstreamCall
 from app.routing.catalogue import Offer, load_catalogue, unlisted_offer
 from app.routing.choice import Candidate, Wish, choose, pick
-from app.routing.room import doubtful_occupies_seconds, learn, send_slots
+from app.routing.room import REGROWTH_SECONDS, doubtful_occupies_seconds, learn, pace_now, send_slots
 from app.routing.ways import Asked, Way, find_way, serves_path
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -253,3 +253,17 @@ def test_a_doubt_occupies_twice_what_is_usual_and_never_more_than_a_quarter_of_a
     learned: float | None, seconds: float
 ) -> None:
     assert doubtful_occupies_seconds(learned) == seconds
+
+
+# --- the pace ------------------------------------------------------------------------------------------------------
+
+
+def test_a_pace_that_was_slowed_grows_steadily_and_never_over_the_limit() -> None:
+    seen = [pace_now(10, 1, seconds_since=second) for second in range(0, int(REGROWTH_SECONDS) + 30)]
+    assert seen == sorted(seen)
+    assert (seen[0], max(seen), seen[-1]) == (1, 10, 10)
+    assert max(later - earlier for earlier, later in pairwise(seen)) < 0.2
+
+
+def test_a_pace_does_not_grow_while_it_is_paused() -> None:
+    assert pace_now(10, 1, seconds_since=-40) == 1

@@ -173,6 +173,15 @@ def test_what_a_reading_does_not_show_is_forgotten_but_not_what_came_meanwhile()
     assert sorted(task.id.int for task in picture) == [2, 3]
 
 
+def test_a_reading_that_began_before_an_end_does_not_bring_the_task_back() -> None:
+    picture = picture_of(row(1))
+    picture.end(the(picture, 1), now=NOW)
+    picture.put(row(1), now=NOW + 1, at=AT)
+    assert len(picture) == 0
+    picture.put(row(1), now=NOW + 60, at=AT)  # the database says so for good: then it is
+    assert len(picture) == 1
+
+
 def test_a_task_that_was_dropped_while_it_was_asked_about_stays_dropped() -> None:
     picture = picture_of(row(1))
     task = the(picture, 1)
