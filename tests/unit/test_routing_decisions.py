@@ -259,7 +259,7 @@ def test_a_doubt_occupies_twice_what_is_usual_and_never_more_than_a_quarter_of_a
 
 
 def test_a_pace_that_was_slowed_grows_steadily_and_never_over_the_limit() -> None:
-    seen = [pace_now(10, 1, seconds_since=second) for second in range(0, int(REGROWTH_SECONDS) + 30)]
+    seen = [pace_now(10, 1, seconds_since=second) for second in range(int(REGROWTH_SECONDS) + 30)]
     assert seen == sorted(seen)
     assert (seen[0], max(seen), seen[-1]) == (1, 10, 10)
     assert max(later - earlier for earlier, later in pairwise(seen)) < 0.2
