@@ -8,12 +8,13 @@ a caller that had nothing to call may not.
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from math import inf
 
 WINDOW_SECONDS = 1.0
 CLOSEST = 0.75  # of the usual spacing: how close together missed slots are made up for
 MOST_BEHIND_SECONDS = 0.5  # what a stall may leave to be made up for
 SLOW_SECONDS = 1.0  # an answer that takes longer than this is slow
-SPARE_ON_WIRE = 2  # on the wire beyond what the pace needs: what a link that stalls can let loose at once
+SPARE_ON_WIRE = 2  # beyond what the pace needs: what a link that stalls can let loose at once
 ANSWERS_REMEMBERED = 20
 
 
@@ -85,21 +86,30 @@ class Pace:
 
 
 class Wire:
-    """Counts calls on the wire. While answers take over a second, two are the most; else what the pace needs, and two.
+    """Counts calls on the wire, and how many the other side may have received within a second.
 
-    A link that stalls lets loose at once what it held back: so many more than the pace may arrive within a second.
+    While answers take over a second, two are the most on the wire; else what the pace needs, and two. A link that
+    stalls lets loose at once what it held back: so a call that was answered later than the quickest counts as received
+    late, and one that was not answered as not received yet. Two more than the rate may be, in any one second.
     """
 
     def __init__(self, calls_a_second: float, *, monotonic: Callable[[], float]) -> None:
         self._calls_a_second = calls_a_second
         self._monotonic = monotonic
         self._since: dict[int, float] = {}
-        self._seconds: deque[float] = deque([0.0], maxlen=ANSWERS_REMEMBERED)
+        self._seconds: deque[float] = deque(maxlen=ANSWERS_REMEMBERED)
+        self._received: deque[float] = deque()  # by when at the latest, of the last second
         self._number = 0
 
-    def is_free(self) -> bool:
-        """Tell whether one more call may leave."""
-        return len(self._since) < self._most()
+    def free_in(self) -> float:
+        """Return the seconds until one more call may leave; 0: now; infinite: when one has come back."""
+        if len(self._since) >= self._most():
+            return inf
+        now, most = self._monotonic(), int(self._calls_a_second) + SPARE_ON_WIRE
+        while self._received and self._received[0] <= now - WINDOW_SECONDS:
+            self._received.popleft()
+        too_many = len(self._since) + len(self._received) + 1 - most
+        return max(0.0, self._received[too_many - 1] + WINDOW_SECONDS - now) if too_many > 0 else 0.0
 
     def begin(self) -> int:
         """Count a call that leaves; its number is what `end` takes."""
@@ -109,12 +119,17 @@ class Wire:
 
     def end(self, number: int) -> None:
         """Count a call that came back, or was given up."""
-        self._seconds.append(self._monotonic() - self._since.pop(number))
+        now = self._monotonic()
+        self._seconds.append(now - self._since.pop(number))
+        self._received.append(max(now - self._quickest(), self._received[-1] if self._received else 0.0))
 
     def _most(self) -> int:
         oldest = min(self._since.values(), default=None)
         waits = oldest is not None and self._monotonic() - oldest > SLOW_SECONDS
-        if waits or self._seconds[-1] > SLOW_SECONDS:
+        if waits or (self._seconds and self._seconds[-1] > SLOW_SECONDS):
             return SPARE_ON_WIRE
-        # the quickest of the last answers is what the link takes: a stall must not make room for more of it
-        return SPARE_ON_WIRE + int(self._calls_a_second * min(self._seconds))
+        return SPARE_ON_WIRE + int(self._calls_a_second * self._quickest())
+
+    def _quickest(self) -> float:
+        """Return what the link takes: the quickest of the last answers, as a stall must not make room for more."""
+        return min(self._seconds, default=0.0)

@@ -47,8 +47,10 @@ async def run_round(res: Resources, watch: Watch) -> None:
                 watch.pace.rest()
                 break
             await watch.until_news()
-        elif not watch.wire.is_free() or len(watch.under_way) >= MOST_UNDER_WAY:
+        elif len(watch.under_way) >= MOST_UNDER_WAY:
             await watch.until_news()
+        elif (wait_seconds := watch.wire.free_in()) > 0:
+            await watch.until_news(most_seconds=wait_seconds)
         elif watch.pace.free_in() > 0:
             await watch.pace.reach(most_seconds=PATIENCE_SECONDS)
         else:

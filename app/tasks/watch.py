@@ -101,11 +101,11 @@ class Watch:
         self.under_way.add(task)
         task.add_done_callback(self._end)
 
-    async def until_news(self) -> None:
-        """Wait until something under way has ended, or something new is to be done."""
+    async def until_news(self, *, most_seconds: float = NEWS_SECONDS) -> None:
+        """Wait until something under way has ended, or something new is to be done, at most so long."""
         self.news.clear()
         try:
-            async with asyncio.timeout(NEWS_SECONDS):
+            async with asyncio.timeout(min(NEWS_SECONDS, most_seconds)):
                 await self.news.wait()
         except TimeoutError:
             return  # nothing: look around all the same

@@ -155,7 +155,7 @@ WRECKS = (
     Wreck("the receipt is not committed", ("failed", UNKNOWN), 1, "SET state = 'pending'", "before"),
     Wreck("the receipt is committed", ("succeeded", None), 1, "SET state = 'pending'", "after"),
 )
-DISPATCH = Wreck("dispatch has marked and not sent", ("failed", UNKNOWN), 0, "attempt=(tasks.attempt", "after")
+DISPATCH = Wreck("dispatch has marked and not sent", ("failed", UNKNOWN), 0, "attempt = tasks.attempt + 1", "after")
 LATE = "a-refusal-held-back"
 
 
@@ -368,7 +368,7 @@ async def test_a_worker_killed_at_the_commit_of_a_fact_records_it_once(land: Lan
 
 async def test_a_worker_killed_before_its_mark_has_sent_nothing_and_its_successor_sends(land: Land) -> None:
     await land.yard.sim.fail_next("create", "429")
-    land.commits.arm("attempt=(tasks.attempt", "before", land.worker.kill)
+    land.commits.arm("attempt = tasks.attempt + 1", "before", land.worker.kill)
     task_id = await land.yard.create()
     await land.commits.struck()
     await land.ends_well(task_id)

@@ -426,7 +426,7 @@ async def test_of_a_hundred_lost_answers_nearly_all_are_settled_and_none_wrongly
         else:
             more = {"body": "<html>", "status": 502} if kind == "garbage" else {}
             world.sim.fail_next("create", kind, processed=was_taken, **more)
-    while await world.rows("SELECT 1 FROM tasks WHERE state = 'queued' LIMIT 1"):
+    for _ in range(300):
         world.sim.advance(2.6)
         await world.dispatch(limit=1)
     await look(world, 400)

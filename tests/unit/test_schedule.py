@@ -1,10 +1,12 @@
 """What an owner calls next and how fast: the plan, the walks through the list, the lines of the picture, the pace."""
 
+import heapq
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from random import Random
 from typing import Any
 from uuid import UUID
 
@@ -459,7 +461,7 @@ def calls_of(wire: Wire, clock: Clock, seconds: float, count: int = 1) -> None:
 def on_wire(wire: Wire) -> int:
     """Begin as many calls as are allowed; return how many."""
     begun = 0
-    while wire.is_free():
+    while wire.free_in() == 0:
         wire.begin()
         begun += 1
     return begun
@@ -472,24 +474,70 @@ def test_on_the_wire_is_what_the_pace_needs_and_two_and_only_two_when_answers_ar
     clock = Clock()
     wire = Wire(RATE, monotonic=clock)
     calls_of(wire, clock, seconds, count=30)
+    clock.now += 1
     assert on_wire(wire) == most
 
 
 def test_a_stall_makes_no_room_on_the_wire() -> None:
     clock = Clock()
     wire = Wire(RATE, monotonic=clock)
-    calls_of(wire, clock, 0.005, count=30)
+    calls_of(wire, clock, 0.06, count=30)
     calls_of(wire, clock, 0.8, count=5)
-    assert on_wire(wire) == SPARE_ON_WIRE
+    assert on_wire(wire) == SPARE_ON_WIRE + 1
 
 
 def test_a_call_that_has_been_out_for_a_second_is_a_slow_answer_already() -> None:
     clock = Clock()
     wire = Wire(RATE, monotonic=clock)
     calls_of(wire, clock, 0.3, count=30)
-    assert wire.is_free()
     wire.begin()
     wire.begin()
-    assert wire.is_free()
+    assert wire.free_in() == 0
     clock.now += 1.1
-    assert not wire.is_free()
+    assert wire.free_in() == float("inf")
+
+
+def send_at_the_pace(latency: Callable[[float], float], *, seconds: float) -> tuple[list[float], list[float]]:
+    """Send what pace and wire allow over a link; return when calls left and when the other side received them.
+
+    `latency`: how long a call that leaves then takes to arrive; its answer needs another 2 ms.
+    """
+    clock = Clock()
+    pace, wire = Pace(RATE, monotonic=clock), Wire(RATE, monotonic=clock)
+    left, received, answers = [], [], []
+    until = clock.now + seconds
+    while clock.now < until:
+        while answers and answers[0][0] <= clock.now:
+            wire.end(heapq.heappop(answers)[1])
+        wait = max(pace.free_in(), wire.free_in())
+        if wait > 0:
+            clock.now = min([clock.now + wait, *(at for at, _ in answers)])
+            continue
+        pace.spend()
+        arrives = clock.now + latency(clock.now)
+        left.append(clock.now)
+        received.append(arrives)
+        heapq.heappush(answers, (arrives + 0.002, wire.begin()))
+    return left, sorted(received)
+
+
+@pytest.mark.parametrize("usual", [0.001, 0.06, 0.25])
+def test_a_link_that_stalls_now_and_then_lets_no_more_than_two_above_the_rate_through_in_any_second(
+    usual: float,
+) -> None:
+    dice = Random(7)
+    stalls = [(NOW + at, NOW + at + dice.uniform(0.05, 0.9)) for at in range(3, 60, 3)]
+
+    def latency(at: float) -> float:
+        held_until = next((end for begin, end in stalls if begin <= at + usual < end), None)
+        return usual if held_until is None else held_until - at
+
+    left, received = send_at_the_pace(latency, seconds=60)
+    assert most_in_a_second(left) <= RATE
+    assert most_in_a_second(received) <= RATE + SPARE_ON_WIRE
+
+
+@pytest.mark.parametrize("usual", [0.001, 0.06, 0.25, 0.9])
+def test_a_steady_link_costs_nothing_of_the_pace_however_long_it_is(usual: float) -> None:
+    left, _ = send_at_the_pace(lambda _: usual, seconds=60)
+    assert len(left) >= 0.98 * 60 * RATE
