@@ -13,12 +13,14 @@ from app.models.base import Base, one_of
 
 
 class Verdict(StrEnum):
-    """How a doubt ended. `refused`: the operator said that the upstream did not take it."""
+    """How a doubt ended. `refused`: the operator said that the upstream did not take it. `answered`: a receipt came
+    late, from a sender that had been given up."""
 
     ADOPTED = "adopted"
     ABSENT = "absent"
     REFUSED = "refused"
     UNKNOWN = "unknown"
+    ANSWERED = "answered"
 
 
 class Doubt(Base):

@@ -9,7 +9,7 @@ from app.lib import leases
 from app.lib.db import transaction
 from app.lib.loop import side_by_side
 from app.resources import Resources
-from app.tasks.rescue import end_grace, end_overdue, forget_requests, mark_unanswered
+from app.tasks.rescue import close_doubts, end_grace, end_overdue, forget_requests, mark_unanswered
 from app.tasks.resend import forget_keys
 from app.tasks.standing import note_positions
 
@@ -30,6 +30,7 @@ CHORES: dict[str, Chore] = {
     "grace": Chore(end_grace, 2),
     "overdue": Chore(end_overdue, 10),
     "unanswered": Chore(mark_unanswered, 10),
+    "doubts": Chore(close_doubts, 60),
     "positions": Chore(note_positions, 5),
     "forget_keys": Chore(forget_keys, 300),
     "forget_requests": Chore(forget_requests, 300),

@@ -164,15 +164,18 @@ async def _apply(
 ) -> bool:
     """Do what a verdict says, or note what was seen; tell whether that settled the doubt."""
     seen: dict[str, Any] = {}
+    settled = False
     match verdict:
         case Adopt(row=row, why=why):
-            return await adopt(res, name, Found(row.task_id, why, row.request_id, row.created_at))
+            settled = await adopt(res, name, Found(row.task_id, why, row.request_id, row.created_at))
         case Missing(is_proof=True):
-            return await end_not_taken(res, name, Verdict.ABSENT, reason="proven absent upstream")
+            settled = await end_not_taken(res, name, Verdict.ABSENT, reason="proven absent upstream")
         case Missing(since=since):
             seen = {"absent_at": since, "candidates": []}
         case Undecided(candidates=rows) if rows:
             seen = {"absent_at": None, "candidates": [_kept(row, echoes) for row in rows[:MOST_KEPT_CANDIDATES]]}
+    if settled:
+        return True
     if name in looked.due:
         at = evidence.next_look(looked.due[name], seen.get("absent_at"), now=res.clock.now())
         seen |= {"looked_at": looked.listing.began_at, "next_look_at": at}

@@ -101,6 +101,14 @@ async def hold_poison(res: Resources, lease: leases.Lease) -> None:
     log.error("task.poisoned", task=str(task_id), lost_leases=MOST_LOST_LEASES)
 
 
+async def close_doubts(res: Resources) -> int:
+    """Close doubts that a late receipt has settled, so that nobody goes on looking; return how many."""
+    async with transaction(res) as session:
+        closed = await store_doubts.close_answered_all_teams(session, now=res.clock.for_sql())
+    DOUBTS_SETTLED.labels(str(Verdict.ANSWERED)).inc(closed)
+    return closed
+
+
 async def end_grace(res: Resources) -> int:
     """End tasks whose files take longer than the grace: they are made, the rest is delivery's; return how many."""
     overdue = await _overdue(res, State.DELIVERING)

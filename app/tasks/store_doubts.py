@@ -90,6 +90,13 @@ _ADOPT = Statement(f"""
     SELECT count(*) AS adopted FROM task
 """)  # noqa: S608
 
+_ANSWERED = text(f"""
+    UPDATE doubts SET verdict = 'answered', settled_at = {_NOW}
+    FROM tasks
+    WHERE doubts.verdict IS NULL AND tasks.id = doubts.task_id AND tasks.state <> 'doubtful'
+    RETURNING doubts.task_id
+""")  # noqa: S608
+
 _ORPHANS = text(f"""
     INSERT INTO upstream_orphans (id, main_account, region, upstream_task_id, reason, seen_at)
     SELECT shown.id, :main_account, :region, shown.upstream_task_id, 'listed', {_NOW}
@@ -188,6 +195,11 @@ async def close_doubt(session: Session, task_id: UUID, *, attempt: int, verdict:
         .where(Doubt.task_id == task_id, Doubt.attempt == attempt, Doubt.verdict.is_(None))
         .values(verdict=str(verdict), settled_at=at)
     )
+
+
+async def close_answered_all_teams(session: Session, *, now: datetime | None) -> int:
+    """Say of doubts whose task went on by itself that they are over; return how many."""
+    return len((await session.execute(_ANSWERED, {"now": now})).all())
 
 
 async def insert_orphans(

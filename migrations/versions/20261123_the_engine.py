@@ -60,7 +60,7 @@ def upgrade() -> None:
         sa.Column("verdict", sa.Text(), nullable=True),
         sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "verdict IN ('adopted', 'absent', 'refused', 'unknown')", name=op.f("ck_doubts_verdict_known")
+            "verdict IN ('adopted', 'absent', 'refused', 'unknown', 'answered')", name=op.f("ck_doubts_verdict_known")
         ),
         sa.CheckConstraint(
             "(verdict IS NOT NULL) = (settled_at IS NOT NULL)", name=op.f("ck_doubts_settled_iff_verdict")

@@ -282,6 +282,7 @@ async def test_a_receipt_that_comes_late_ends_the_doubt(world: World) -> None:
     assert await record_receipt(world.res, attempt, Accepted(made.id, made.request_id))
     await look(world, 400)
     assert (await task(world, task_id))["state"] == "succeeded"
+    assert (await doubt(world, task_id))["verdict"] == "answered"
 
 
 async def test_a_dead_senders_task_is_looked_for_too(world: World) -> None:
