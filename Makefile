@@ -10,8 +10,8 @@ SDK1 := .venv-sdk1
 SDK1_INSTALLED := $(SDK1)/.installed
 SDK1_LOCK := tests/contract/sdk1.lock
 MANY_WORKERS := 8
-# Two for each core: most of what a test does is waiting for servers and processes.
-WORKERS ?= $(shell n=$$(( 2 * $$(nproc 2>/dev/null || echo 2) )); echo $$(( n > $(MANY_WORKERS) ? $(MANY_WORKERS) : n )))
+# Three for two cores: most of what a test does is waiting for servers and processes.
+WORKERS ?= $(shell n=$$(( 3 * $$(nproc 2>/dev/null || echo 2) / 2 )); echo $$(( n > $(MANY_WORKERS) ? $(MANY_WORKERS) : n )))
 TESTS := tests/unit tests/api tests/steps tests/house tests/journeys/test_first_image.py
 UV := $(shell command -v uv 2>/dev/null)
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
